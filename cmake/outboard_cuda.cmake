@@ -1,0 +1,49 @@
+# Whether and how CUDA is built. Sets OUTBOARD_HAS_CUDA. nvcc is taken from CUDACXX, from PATH, from
+# the usual folder, or from the nvcc wheel of the Python environment.
+
+set(OUTBOARD_HAS_CUDA OFF)
+if(NOT OUTBOARD_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "[outboard] OUTBOARD_CUDA is ${OUTBOARD_CUDA}; use AUTO, ON or OFF")
+endif()
+
+if(NOT OUTBOARD_CUDA STREQUAL "OFF" AND NOT CMAKE_CUDA_COMPILER)
+  outboard_python_package_dir(nvidia.cu13 outboard_cuda_wheel)
+  find_program(OUTBOARD_NVCC nvcc
+    HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda "${outboard_cuda_wheel}"
+    PATH_SUFFIXES bin)
+  mark_as_advanced(OUTBOARD_NVCC)
+  if(OUTBOARD_NVCC AND NOT DEFINED ENV{CUDACXX})
+    set(CMAKE_CUDA_COMPILER "${OUTBOARD_NVCC}")
+  endif()
+endif()
+
+if(OUTBOARD_CUDA STREQUAL "ON" AND NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR "[outboard] OUTBOARD_CUDA=ON, and no nvcc; set CUDACXX to its path")
+elseif(OUTBOARD_BUILD_TORCH AND NOT OUTBOARD_LIB_c10_cuda)
+  if(OUTBOARD_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "[outboard] OUTBOARD_CUDA=ON, and the torch in ${OUTBOARD_TORCH_ROOT} was "
+                        "built without CUDA; install a CUDA build of torch")
+  endif()
+elseif(NOT OUTBOARD_CUDA STREQUAL "OFF" AND (CMAKE_CUDA_COMPILER OR DEFINED ENV{CUDACXX}))
+  set(OUTBOARD_HAS_CUDA ON)
+endif()
+
+if(OUTBOARD_HAS_CUDA)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    if(SKBUILD)  # a wheel serves every GPU; a development build the newest that is common
+      set(CMAKE_CUDA_ARCHITECTURES "80;86;89;90;100;120")
+    else()
+      set(CMAKE_CUDA_ARCHITECTURES "90-real;90-virtual")
+    endif()
+  endif()
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_EXTENSIONS OFF)
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  # Bit-equality with the CPU kernels: no contraction, correctly rounded division and square root,
+  # subnormals kept.
+  target_compile_options(
+    outboard_flags INTERFACE
+    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-prec-div=true;-prec-sqrt=true;-ftz=false;--expt-relaxed-constexpr>")
+endif()

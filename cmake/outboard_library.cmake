@@ -1,0 +1,36 @@
+# One static library per folder, compiled the same way.
+
+# Sets `out` to the files of the current folder that match the patterns, re-checked at every build.
+function(outboard_sources out)
+  list(TRANSFORM ARGN PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/")
+  file(GLOB files CONFIGURE_DEPENDS ${ARGN})
+  set(${out} "${files}" PARENT_SCOPE)
+endfunction()
+
+# Adds the library outboard_<name>, alias outboard::<name>.
+#   SOURCES  its files; absolute, or relative to the folder
+#   PUBLIC   the folders' libraries it builds on
+#   EXTERNAL libraries from outside the project, passed on to the shared library too
+#   OPTIONS  compile options of its C++ files
+function(outboard_library name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;PUBLIC;EXTERNAL;OPTIONS")
+  set(target outboard_${name})
+  foreach(source IN LISTS arg_SOURCES)
+    if(NOT EXISTS "${source}")
+      message(STATUS "[outboard] ${source} is not there yet")
+      list(REMOVE_ITEM arg_SOURCES "${source}")
+    endif()
+  endforeach()
+  if(NOT arg_SOURCES)
+    file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/empty.cc" "")
+    set(arg_SOURCES "${CMAKE_CURRENT_BINARY_DIR}/empty.cc")
+  endif()
+  add_library(${target} STATIC ${arg_SOURCES})
+  add_library(outboard::${name} ALIAS ${target})
+  target_include_directories(${target} PUBLIC "${PROJECT_SOURCE_DIR}/include" "${PROJECT_SOURCE_DIR}")
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${arg_OPTIONS}>")
+  target_link_libraries(${target} PUBLIC outboard_flags ${arg_PUBLIC} PRIVATE ${arg_EXTERNAL})
+  if(arg_EXTERNAL)
+    target_link_libraries(outboard_dependencies INTERFACE ${arg_EXTERNAL})
+  endif()
+endfunction()
