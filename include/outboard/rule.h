@@ -1,0 +1,115 @@
+// What a rule must provide, and the run-time view of the catalogue that the engine and the faces
+// read. A rule header (include/outboard/rules/<stem>.h) defines one struct:
+//
+//   struct Lion {
+//     static constexpr std::string_view kName = "Lion";
+//     static constexpr std::array kHyperParameters{...};  // HyperParameter, in torch's order
+//     static constexpr std::array kStates{...};           // StateInfo, in torch's order
+//     template <class T> struct Scalars { T ...; };       // what the formula needs, constant over
+//     one step static const char* check(std::span<const double> hyper);            // nullptr, or
+//     what is wrong and what to do template <class T> static Scalars<T> scalars(std::span<const
+//     double> hyper, int64_t step, double gradient_scale); template <class T> static OUTBOARD_HD
+//     void update(const Scalars<T>&, T gradient, T& weight, T* state);
+//   };
+//
+// `update` takes the gradient as stored (it multiplies by the gradient scale itself), the decoded
+// master as `weight`, and stores flushed states. In float it is the CUDA code and defines every
+// bit; in double it is the test oracle.
+#ifndef OUTBOARD_RULE_H_
+#define OUTBOARD_RULE_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string_view>
+#include <type_traits>
+
+namespace outboard {
+
+/// One hyper-parameter of a rule. `key` is torch's name in a parameter group; `betas.0` is item 0
+/// of the tuple `betas`. Flags are 0 or 1. Valid values v satisfy minimum <= v and v <= maximum (v
+/// < maximum where `is_open`).
+struct HyperParameter {
+  std::string_view key;
+  double default_value;
+  double minimum;
+  double maximum;
+  bool is_open = false;
+  bool is_flag = false;
+};
+
+/// One state tensor of a rule. It exists while hyper-parameter `needed_by` (index, or -1 for
+/// always) is not 0.
+struct StateInfo {
+  std::string_view key;  ///< torch's name, e.g. "exp_avg"
+  bool is_signed;        ///< false: never negative, like a second moment
+  int needed_by = -1;
+};
+
+/// A rule's `Scalars<float>`, type-erased so that tables and GPU launches need no template. At most
+/// 64 bytes.
+class RuleScalars {
+ public:
+  template <class Scalars>
+  static RuleScalars of(const Scalars& scalars) {
+    static_assert(std::is_trivially_copyable_v<Scalars> && sizeof(Scalars) <= sizeof(bytes_));
+    RuleScalars result;
+    std::memcpy(result.bytes_, &scalars, sizeof(Scalars));
+    return result;
+  }
+  template <class Scalars>
+  [[nodiscard]] Scalars as() const {
+    Scalars scalars;
+    std::memcpy(&scalars, bytes_, sizeof(Scalars));
+    return scalars;
+  }
+  friend bool operator==(const RuleScalars& a, const RuleScalars& b) {
+    return std::memcmp(a.bytes_, b.bytes_, sizeof(a.bytes_)) == 0;
+  }
+
+ private:
+  alignas(8) unsigned char bytes_[64] = {};
+};
+
+/// The catalogue's order is the value: enumerators are the types named in rules.def.
+enum class RuleId : uint8_t {
+#define OUTBOARD_RULE(type, stem) k##type,
+#include "outboard/rules.def"
+#undef OUTBOARD_RULE
+};
+
+inline constexpr size_t kRuleCount = 0
+#define OUTBOARD_RULE(type, stem) +1
+#include "outboard/rules.def"
+#undef OUTBOARD_RULE
+    ;
+
+/// Run-time description of one rule.
+struct RuleInfo {
+  RuleId id;
+  std::string_view name;
+  std::span<const HyperParameter> hyper_parameters;
+  std::span<const StateInfo> states;
+  /// nullptr, or a sentence saying which combination is wrong and what to do. Ranges are checked by
+  /// check_hyper().
+  const char* (*check)(std::span<const double> hyper);
+  /// Scalars of step `step` (1 for the first), hyper in catalogue order, computed in fp64 and
+  /// rounded once.
+  RuleScalars (*scalars)(std::span<const double> hyper, int64_t step, double gradient_scale);
+};
+
+/// The rule's description; the reference stays valid for the life of the program.
+[[nodiscard]] const RuleInfo& rule_info(RuleId id);
+
+/// Looks a rule up by its name ("AdamW"). Throws Error(kValue) that lists the known names.
+[[nodiscard]] const RuleInfo& rule_named(std::string_view name);
+
+/// Throws Error(kValue) naming the hyper-parameter, its value and range unless every value is valid
+/// (NaN never is).
+void check_hyper(const RuleInfo& rule, std::span<const double> hyper, std::string_view who);
+
+}  // namespace outboard
+
+#endif  // OUTBOARD_RULE_H_

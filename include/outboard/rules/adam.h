@@ -1,0 +1,41 @@
+// Adam with coupled (L2) weight decay (Kingma, Ba: Adam: A Method for Stochastic Optimization, ICLR
+// 2015).
+//
+//   g  = gradient * gradient_scale + weight_decay * p
+//   m' = m + (1 - beta1) * (g - m)                    v' = beta2 * v + (1 - beta2) * g^2
+//   z  = amsgrad ? (x' = max(x, v')) : v'             (Reddi, Kale, Kumar: On the Convergence of
+//   Adam, ICLR 2018) p' = p - (lr / (1 - beta1^t)) * m' / (sqrt(z) / sqrt(1 - beta2^t) + eps)
+//
+// Rounding and the order of operations are those of adam_update in adam_moments.h.
+#ifndef OUTBOARD_RULES_ADAM_H_
+#define OUTBOARD_RULES_ADAM_H_
+
+#include "outboard/rules/adam_moments.h"
+
+namespace outboard::rules {
+
+/// Adam with weight decay added to the gradient, as torch.optim.Adam.
+struct Adam {
+  static constexpr std::string_view kName = "Adam";
+  static constexpr std::array kHyperParameters = adam_hyper_parameters(/*weight_decay=*/0);
+  static constexpr std::array kStates = kAdamStates;
+  template <class T>
+  using Scalars = AdamScalars<T>;
+
+  /// Every combination of values inside the ranges is valid.
+  static const char* check(std::span<const double>) { return nullptr; }
+
+  template <class T>
+  static Scalars<T> scalars(std::span<const double> hyper, int64_t step, double gradient_scale) {
+    return adam_scalars<T>(hyper, step, gradient_scale, /*is_decoupled=*/false);
+  }
+
+  template <class T>
+  static OUTBOARD_HD void update(const Scalars<T>& s, T gradient, T& weight, T* state) {
+    adam_update(s, gradient, weight, state);
+  }
+};
+
+}  // namespace outboard::rules
+
+#endif  // OUTBOARD_RULES_ADAM_H_
