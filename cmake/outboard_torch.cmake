@@ -27,11 +27,9 @@ if(NOT OUTBOARD_TORCH_ROOT)
     "folder, or configure with -DOUTBOARD_BUILD_TORCH=OFF")
 endif()
 
-set(outboard_torch_libraries "")
 foreach(name IN ITEMS torch torch_cpu c10)
   find_library(OUTBOARD_LIB_${name} ${name} PATHS "${OUTBOARD_TORCH_ROOT}/lib"
                NO_DEFAULT_PATH REQUIRED)
-  list(APPEND outboard_torch_libraries "${OUTBOARD_LIB_${name}}")
 endforeach()
 foreach(name IN ITEMS torch_cuda c10_cuda)
   find_library(OUTBOARD_LIB_${name} ${name} PATHS "${OUTBOARD_TORCH_ROOT}/lib" NO_DEFAULT_PATH)
@@ -42,5 +40,8 @@ add_library(outboard::torch INTERFACE IMPORTED)
 target_include_directories(
   outboard::torch INTERFACE "${OUTBOARD_TORCH_ROOT}/include"
                             "${OUTBOARD_TORCH_ROOT}/include/torch/csrc/api/include")
-target_link_libraries(outboard::torch INTERFACE ${outboard_torch_libraries})
+# libtorch.so defines nothing: it is what loads the CUDA part, and must stay although unused.
+target_link_libraries(
+  outboard::torch INTERFACE "-Wl,--push-state,--no-as-needed,${OUTBOARD_LIB_torch},--pop-state"
+                            "${OUTBOARD_LIB_torch_cpu}" "${OUTBOARD_LIB_c10}")
 target_compile_features(outboard::torch INTERFACE cxx_std_20)
