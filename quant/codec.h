@@ -12,13 +12,6 @@
 
 namespace outboard {
 
-/// One state array of one parameter, or the part of it that starts at element 0 of a whole tile and
-/// block. `scales` is null for formats without scales.
-struct StateArray {
-  void* codes = nullptr;
-  float* scales = nullptr;
-};
-
 /// What a stochastic encoder draws from: random numbers are a function of (key, step, stream,
 /// element index).
 struct RandomContext {

@@ -50,6 +50,13 @@ struct FormatInfo {
 /// Looks a single format up by its name ("f32"). Throws Error(kValue) that lists the known names.
 [[nodiscard]] const FormatInfo& format_named(std::string_view name);
 
+/// One state array of one parameter, or the part of it that starts at element 0 of a whole tile and
+/// block. `scales` is null for formats without scales.
+struct StateArray {
+  void* codes = nullptr;
+  float* scales = nullptr;
+};
+
 /// What a user's `state_format` string stands for: one format for signed state, one for second
 /// moments.
 struct StateFormats {

@@ -1,0 +1,66 @@
+// One pass over a run of one parameter on the CPU: load the gradient, decode master and state,
+// apply the rule, encode, round to the weight's type. The only function through which the host
+// updates weights.
+#ifndef OUTBOARD_CPU_KERNELS_STEP_H_
+#define OUTBOARD_CPU_KERNELS_STEP_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "outboard/rule.h"
+#include "outboard/types.h"
+#include "quant/codec.h"
+
+namespace outboard::cpu {
+
+/// Everything about one parameter's update that stays constant over one step. Pointers are to
+/// element 0 of the parameter; non-owning. `weight` and `gradient` hold exactly `elements` elements
+/// at any alignment; `master` (int16 low halves or fp32, as `master_format` says, else null) and
+/// states are padded to whole tiles.
+struct ParameterUpdate {
+  RuleId rule;
+  RuleScalars scalars;
+  size_t elements = 0;
+  const void* gradient = nullptr;
+  DType gradient_type = DType::kF32;
+  void* weight = nullptr;
+  DType weight_type = DType::kF32;
+  MasterFormat master_format = MasterFormat::kWeight;
+  void* master = nullptr;
+  std::array<StateArray, kMaxStates> states = {};  ///< null codes: the state does not exist
+  std::array<Format, kMaxStates> formats = {};
+  RandomKey random_key;
+  uint32_t step = 0;  ///< the parameter's own step count, 1 for the first
+};
+
+/// A ParameterUpdate whose kernels have been looked up; cheap to copy, used by many threads at
+/// once.
+class ResolvedUpdate {
+ public:
+  explicit ResolvedUpdate(const ParameterUpdate& update);
+
+  /// Updates elements [first, last). `first` is a multiple of unit_elements(); `last` too, unless
+  /// it is the parameter's element count. Calls on disjoint ranges may run at the same time and
+  /// never change a bit of the result.
+  void run(size_t first, size_t last) const;
+
+  /// Ranges must be cut at multiples of this many elements: one tile, or the longest block of the
+  /// state formats.
+  [[nodiscard]] size_t unit_elements() const { return unit_elements_; }
+
+ private:
+  struct Kernels;
+  ParameterUpdate update_;
+  size_t unit_elements_;
+  // Resolved once: see step.cc.
+  void (*load_gradient_)(const void*, size_t, float*);
+  void (*load_weight_)(const void*, const void*, size_t, float*);
+  void (*store_weight_)(const float*, size_t, const RandomContext&, uint64_t, void*, void*);
+  void (*rule_)(const RuleScalars&, const struct RuleTile&);
+  std::array<Codec, kMaxStates> codecs_;
+};
+
+}  // namespace outboard::cpu
+
+#endif  // OUTBOARD_CPU_KERNELS_STEP_H_

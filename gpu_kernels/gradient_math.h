@@ -1,0 +1,19 @@
+// Host declarations of the gradient kernels: no CUDA header is needed to include this.
+#ifndef OUTBOARD_GPU_KERNELS_GRADIENT_MATH_H_
+#define OUTBOARD_GPU_KERNELS_GRADIENT_MATH_H_
+
+#include <cstddef>
+
+#include "gpu_kernels/step.h"
+
+namespace outboard::gpu {
+
+/// Enqueues, on `stream`, the sums of squares of segments of kNormSegmentElements elements of a contiguous device
+/// gradient, in the same order and with the same bits as cpu::sum_of_squares. `sums` is device memory for
+/// norm_segments(elements) values. Does not synchronise.
+void sum_of_squares(const void* gradient, DType type, size_t elements, float* sums,
+                    StreamHandle stream);
+
+}  // namespace outboard::gpu
+
+#endif  // OUTBOARD_GPU_KERNELS_GRADIENT_MATH_H_

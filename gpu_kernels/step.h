@@ -1,0 +1,67 @@
+// Host declarations of the fused GPU step: no CUDA header is needed to include this. One launch updates any number of
+// parameters that share a rule, formats and scalars.
+#ifndef OUTBOARD_GPU_KERNELS_STEP_H_
+#define OUTBOARD_GPU_KERNELS_STEP_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "outboard/rule.h"
+#include "outboard/state_format.h"
+#include "outboard/types.h"
+#include "quant/random.h"
+
+namespace outboard::gpu {
+
+/// A cudaStream_t without the CUDA headers.
+using StreamHandle = void*;
+
+/// One parameter of a launch: device pointers to its element 0. Weight and gradient hold exactly `elements` elements;
+/// master (int16 low halves or fp32) and state arrays are padded to whole tiles.
+struct DeviceParameter {
+  const void* gradient = nullptr;
+  void* weight = nullptr;
+  void* master = nullptr;
+  std::array<void*, kMaxStates> codes = {};
+  std::array<float*, kMaxStates> scales = {};
+  uint64_t elements = 0;
+  uint64_t element_offset = 0;  ///< index of element 0 in the whole parameter, for the generator
+  RandomKey random_key;
+};
+
+/// What all parameters of one launch share.
+struct LaunchKey {
+  RuleId rule;
+  RuleScalars scalars;
+  DType gradient_type;
+  DType weight_type;
+  MasterFormat master_format;
+  std::array<Format, kMaxStates> formats = {};
+  uint32_t step = 0;
+
+  friend bool operator==(const LaunchKey&, const LaunchKey&) = default;
+};
+
+/// Owns the device copies of launch tables (one small buffer, reused). One per optimizer; not thread safe.
+class StepLauncher {
+ public:
+  StepLauncher();
+  ~StepLauncher();
+  StepLauncher(const StepLauncher&) = delete;
+  StepLauncher& operator=(const StepLauncher&) = delete;
+
+  /// Enqueues one kernel on `stream` that updates every parameter of `parameters`, and returns without waiting. The
+  /// parameters' memory must stay valid until the kernel has run. Throws Error(kDevice) when a CUDA call fails.
+  void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters, StreamHandle stream);
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace outboard::gpu
+
+#endif  // OUTBOARD_GPU_KERNELS_STEP_H_
