@@ -1,5 +1,5 @@
-# Whether and how CUDA is built. Sets OUTBOARD_HAS_CUDA. nvcc is taken from CUDACXX, from PATH, from
-# the usual folder, or from the nvcc wheel of the Python environment.
+# Whether and how CUDA is built. Sets OUTBOARD_HAS_CUDA. nvcc is taken from CUDACXX, from the nvcc
+# wheel of the Python environment, from CUDA_HOME, from PATH or from the usual folder.
 
 set(OUTBOARD_HAS_CUDA OFF)
 if(NOT OUTBOARD_CUDA MATCHES "^(AUTO|ON|OFF)$")
@@ -9,7 +9,7 @@ endif()
 if(NOT OUTBOARD_CUDA STREQUAL "OFF" AND NOT CMAKE_CUDA_COMPILER)
   outboard_python_package_dir(nvidia.cu13 outboard_cuda_wheel)
   find_program(OUTBOARD_NVCC nvcc
-    HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda "${outboard_cuda_wheel}"
+    HINTS "${outboard_cuda_wheel}" ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda
     PATH_SUFFIXES bin)
   mark_as_advanced(OUTBOARD_NVCC)
   if(OUTBOARD_NVCC AND NOT DEFINED ENV{CUDACXX})
@@ -28,12 +28,30 @@ elseif(NOT OUTBOARD_CUDA STREQUAL "OFF" AND (CMAKE_CUDA_COMPILER OR DEFINED ENV{
   set(OUTBOARD_HAS_CUDA ON)
 endif()
 
+# Sets `out` to the architectures of this machine's GPUs, e.g. 90, or to what a development build
+# without a GPU compiles for.
+function(outboard_local_architectures out)
+  set(architectures "90-real;90-virtual")
+  find_program(OUTBOARD_NVIDIA_SMI nvidia-smi)
+  mark_as_advanced(OUTBOARD_NVIDIA_SMI)
+  if(OUTBOARD_NVIDIA_SMI)
+    execute_process(COMMAND "${OUTBOARD_NVIDIA_SMI}" --query-gpu=compute_cap --format=csv,noheader
+                    OUTPUT_VARIABLE capabilities RESULT_VARIABLE result ERROR_QUIET)
+    if(result EQUAL 0 AND capabilities MATCHES "^[0-9]+\\.[0-9]")
+      string(REPLACE "." "" capabilities "${capabilities}")
+      string(REGEX MATCHALL "[0-9]+" architectures "${capabilities}")
+      list(REMOVE_DUPLICATES architectures)
+    endif()
+  endif()
+  set(${out} "${architectures}" PARENT_SCOPE)
+endfunction()
+
 if(OUTBOARD_HAS_CUDA)
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    if(SKBUILD)  # a wheel serves every GPU; a development build the newest that is common
+    if(SKBUILD)  # a wheel serves every GPU
       set(CMAKE_CUDA_ARCHITECTURES "80;86;89;90;100;120")
     else()
-      set(CMAKE_CUDA_ARCHITECTURES "90-real;90-virtual")
+      outboard_local_architectures(CMAKE_CUDA_ARCHITECTURES)
     endif()
   endif()
   set(CMAKE_CUDA_STANDARD 20)
