@@ -31,7 +31,7 @@ LIBRARIES = {
     ),
     "CUDA": (
         r"(cuda|cub|cooperative_groups|curand|thrust|nvtx3|nv/)",
-        r"gpu_kernels/.*\.(cu|cuh)$|offload/cuda_|offload/torch/cuda_"
+        r"gpu_kernels/(.*\.(cu|cuh)$|cuda_)|offload/cuda_|offload/torch/cuda_"
         r"|quant/[^/]*\.cuh$|include/outboard/hd\.h$",
     ),
     "zlib": (r"zlib\.h$", r"offload/"),
@@ -50,11 +50,20 @@ EXCEPTIONS = [
     ),
 ]
 
+# Made by cmake/outboard_catalogue.cmake, with the folder that each stands for.
+GENERATED = {
+    "outboard_rules.h": "include",
+    "outboard_codecs.h": "quant",
+    "outboard_device_codecs.cuh": "quant",
+}
+
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]')
 
 
 def folder_of(target: str) -> str | None:
     """The project folder that an include path points into, or None for outside headers."""
+    if target in GENERATED:
+        return GENERATED[target]
     if target.startswith("outboard/"):
         return "include"
     if (ROOT / target).is_file():
