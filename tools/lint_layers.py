@@ -82,7 +82,7 @@ def problem_with(file: str, quoted: bool, target: str) -> str | None:
         for library, (header, allowed) in LIBRARIES.items():
             if re.match(header, target):
                 return None if re.match(allowed, file) else f"{library} may not be used here"
-        return "name the header from the repository root" if quoted else None
+        return "no such header; name it from the repository root" if quoted else None
     layer = file.split("/", 1)[0]
     if not inside(folder, LAYERS[layer]):
         return f"{layer} may include {', '.join(sorted(LAYERS[layer]))} only"
