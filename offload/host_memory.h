@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "offload/memory_mapping.h"
 #include "outboard/device.h"
 
 namespace outboard {
@@ -40,6 +41,8 @@ class HostArray {
     size_t bytes = 0;
     MemoryKind kind = MemoryKind::kWeights;
     bool transfer = false;
+    size_t slab = 0;    // in the plan of the commit under way
+    size_t offset = 0;  // in that slab
   };
   explicit HostArray(const Place* place) : place_(place) {}
   const Place* place_ = nullptr;
@@ -84,21 +87,27 @@ class HostMemory {
   [[nodiscard]] const std::string& warning() const { return warning_; }
 
  private:
-  class Mapping;
-  struct Slab;
-  class Preparation;
+  struct Slab {
+    size_t offset = 0;  // in its mapping
+    size_t bytes = 0;   // of arrays, with their alignment; whole pages are mapped
+    bool transfer = false;
+    char* begin = nullptr;
+    bool is_pinned = false;
+  };
 
-  [[nodiscard]] std::vector<Slab> plan_slabs(size_t* region_bytes);
-  void prepare(std::vector<Slab>* slabs);
+  [[nodiscard]] std::vector<Slab> plan_slabs();
+  void map(std::vector<Slab> slabs);
+  void touch_and_pin(std::vector<Slab>* slabs);
+  void unpin(const std::vector<Slab>& slabs) noexcept;
   void account(const std::vector<Slab>& slabs);
-  void note_refusal(size_t refused_bytes);
 
   std::shared_ptr<Device> device_;
   bool pin_;
   int threads_;
   std::deque<HostArray::Place> places_;  // a deque: HostArray points into it
   size_t committed_places_ = 0;
-  std::vector<Mapping> mappings_;
+  size_t pending_bytes_ = 0;
+  std::vector<MemoryMapping> mappings_;
   std::vector<Slab> slabs_;
   std::array<size_t, kMemoryKinds> bytes_ = {};
   size_t mapped_bytes_ = 0;
