@@ -67,9 +67,8 @@ CudaContext::~CudaContext() {
       for (const cudaEvent_t event : events_) ignore_cuda(cudaEventDestroy(event));
     }
   }
-  // Ordinals and driver devices are the same numbers. At process end this may say that the driver
-  // is shutting down.
-  (void)release_(static_cast<CUdevice>(index_));
+  // At process end this may say that the driver is shutting down.
+  (void)release_(device_);
 }
 
 cudaEvent_t CudaContext::take_event() {
