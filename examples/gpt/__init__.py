@@ -1,0 +1,1 @@
+"""The parts of the GPT example: model, data, options, optimizers, training loop and report."""
