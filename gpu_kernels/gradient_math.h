@@ -8,9 +8,11 @@
 
 namespace outboard::gpu {
 
-/// Enqueues, on `stream`, the sums of squares of segments of kNormSegmentElements elements of a contiguous device
-/// gradient, in the same order and with the same bits as cpu::sum_of_squares. `sums` is device memory for
-/// norm_segments(elements) values. Does not synchronise.
+/// Enqueues, on `stream`, the sums of squares of segments of kNormSegmentElements elements of a
+/// contiguous device gradient at any element alignment, in the same order and with the same bits as
+/// cpu::sum_of_squares. `sums` is device memory for norm_segments(elements) values. A segment with
+/// an Inf or NaN gives Inf or NaN. Does not synchronise; throws Error(kDevice) when the launch
+/// fails.
 void sum_of_squares(const void* gradient, DType type, size_t elements, float* sums,
                     StreamHandle stream);
 

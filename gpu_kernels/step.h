@@ -1,5 +1,5 @@
-// Host declarations of the fused GPU step: no CUDA header is needed to include this. One launch updates any number of
-// parameters that share a rule, formats and scalars.
+// Host declarations of the fused GPU step: no CUDA header is needed to include this. One launch
+// updates any number of parameters that share a rule, formats and scalars.
 #ifndef OUTBOARD_GPU_KERNELS_STEP_H_
 #define OUTBOARD_GPU_KERNELS_STEP_H_
 
@@ -19,8 +19,10 @@ namespace outboard::gpu {
 /// A cudaStream_t without the CUDA headers.
 using StreamHandle = void*;
 
-/// One parameter of a launch: device pointers to its element 0. Weight and gradient hold exactly `elements` elements;
-/// master (int16 low halves or fp32) and state arrays are padded to whole tiles.
+/// One parameter of a launch: device pointers to its element 0. Weight and gradient hold exactly
+/// `elements` elements at any element alignment (16 bytes is fastest); master (int16 low halves or
+/// fp32) and state arrays are padded to whole tiles and aligned to 16 bytes. What lies between
+/// `elements` and the padded length is written as zero.
 struct DeviceParameter {
   const void* gradient = nullptr;
   void* weight = nullptr;
@@ -28,11 +30,12 @@ struct DeviceParameter {
   std::array<void*, kMaxStates> codes = {};
   std::array<float*, kMaxStates> scales = {};
   uint64_t elements = 0;
-  uint64_t element_offset = 0;  ///< index of element 0 in the whole parameter, for the generator
+  /// Index of element 0 in the whole parameter, for the generator; a multiple of kTileElements.
+  uint64_t element_offset = 0;
   RandomKey random_key;
 };
 
-/// What all parameters of one launch share.
+/// What all parameters of one launch share. Every parameter has the same states.
 struct LaunchKey {
   RuleId rule;
   RuleScalars scalars;
@@ -45,17 +48,24 @@ struct LaunchKey {
   friend bool operator==(const LaunchKey&, const LaunchKey&) = default;
 };
 
-/// Owns the device copies of launch tables (one small buffer, reused). One per optimizer; not thread safe.
+/// Owns the device copies of launch tables: a few, each reused while the same parameters come back,
+/// so that a steady loop uploads nothing. One per optimizer and device, used while that device is
+/// current; not thread safe; launches cannot be captured in a CUDA graph.
 class StepLauncher {
  public:
   StepLauncher();
+  /// Waits for the kernels that still read a table.
   ~StepLauncher();
   StepLauncher(const StepLauncher&) = delete;
   StepLauncher& operator=(const StepLauncher&) = delete;
 
-  /// Enqueues one kernel on `stream` that updates every parameter of `parameters`, and returns without waiting. The
-  /// parameters' memory must stay valid until the kernel has run. Throws Error(kDevice) when a CUDA call fails.
-  void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters, StreamHandle stream);
+  /// Enqueues one kernel on `stream` that updates every parameter of `parameters`, and returns
+  /// without waiting (a table that outgrows its memory is the exception: its replacement waits for
+  /// the device). The parameters' memory must stay valid until the kernel has run. Parameters of
+  /// zero elements are skipped. Throws Error(kValue) for a parameter or key that breaks the rules
+  /// above, Error(kDevice) when a CUDA call fails; in both cases nothing was launched.
+  void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
+              StreamHandle stream);
 
  private:
   class Impl;

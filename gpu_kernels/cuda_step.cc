@@ -1,0 +1,240 @@
+// StepLauncher with CUDA: checks parameters, keeps launch tables in device memory, and hands them
+// to the rule's launcher. No arithmetic on elements lives here.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "gpu_kernels/cuda_check.h"
+#include "gpu_kernels/launch.h"
+
+namespace outboard::gpu {
+namespace {
+
+constexpr std::string_view kWho = "StepLauncher";
+
+/// Tables that are kept: the groups, types and formats of one optimizer's step find theirs again.
+constexpr size_t kTableSlots = 8;
+
+static_assert(std::has_unique_object_representations_v<DeviceParameter>,
+              "tables are compared byte by byte");
+static_assert(sizeof(DeviceParameter) % alignof(BlockWork) == 0, "the block list follows");
+
+/// A CUDA event without timing. Destruction tolerates a runtime that is shutting down.
+class TableEvent {
+ public:
+  TableEvent() = default;
+  ~TableEvent() {
+    if (event_ != nullptr) cudaEventDestroy(event_);
+  }
+  TableEvent(const TableEvent&) = delete;
+  TableEvent& operator=(const TableEvent&) = delete;
+
+  void record(cudaStream_t stream) {
+    if (event_ == nullptr) {
+      check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), kWho,
+                 "cudaEventCreateWithFlags");
+    }
+    check_cuda(cudaEventRecord(event_, stream), kWho, "cudaEventRecord");
+  }
+  /// An event that was never recorded counts as done.
+  void block_stream(cudaStream_t stream) const {
+    if (event_ == nullptr) return;
+    check_cuda(cudaStreamWaitEvent(stream, event_, 0), kWho, "cudaStreamWaitEvent");
+  }
+  void block_host() const {
+    if (event_ == nullptr) return;
+    check_cuda(cudaEventSynchronize(event_), kWho, "cudaEventSynchronize");
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+/// Device memory and its pinned image, of one size.
+class TableMemory {
+ public:
+  TableMemory() = default;
+  ~TableMemory() { release(); }
+  TableMemory(const TableMemory&) = delete;
+  TableMemory& operator=(const TableMemory&) = delete;
+
+  /// Grows to `bytes` at least. cudaFree waits for the kernels that read the old memory.
+  void reserve(size_t bytes) {
+    if (bytes <= bytes_) return;
+    release();
+    const size_t wanted = std::max(bytes + bytes / 2, size_t{4096});
+    check_cuda(cudaMalloc(&device_, wanted), kWho, "cudaMalloc of a launch table");
+    check_cuda(cudaMallocHost(&host_, wanted), kWho, "cudaMallocHost of a launch table");
+    bytes_ = wanted;
+  }
+  [[nodiscard]] std::byte* device() const { return static_cast<std::byte*>(device_); }
+  [[nodiscard]] std::byte* host() const { return static_cast<std::byte*>(host_); }
+
+ private:
+  void release() {
+    bytes_ = 0;
+    if (device_ != nullptr) cudaFree(std::exchange(device_, nullptr));
+    if (host_ != nullptr) cudaFreeHost(std::exchange(host_, nullptr));
+  }
+
+  void* device_ = nullptr;
+  void* host_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+/// One table with the parameters it was made from.
+struct TableSlot {
+  std::vector<DeviceParameter> parameters;
+  TableMemory memory;
+  DeviceTable table = {};
+  TableEvent uploaded;  ///< after the copy that reads the pinned image
+  TableEvent used;      ///< after the last kernel that reads the device memory
+  uint64_t last_use = 0;
+};
+
+bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % kStateAlignment == 0;
+}
+
+uint32_t state_mask(const DeviceParameter& parameter) {
+  uint32_t mask = 0;
+  for (size_t s = 0; s < kMaxStates; ++s) mask |= parameter.codes[s] != nullptr ? 1u << s : 0u;
+  return mask;
+}
+
+void check_key(const LaunchKey& key) {
+  const bool is_valid = key.master_format == MasterFormat::kWeight ? key.weight_type == DType::kF32
+                        : key.master_format == MasterFormat::kF32  ? key.weight_type != DType::kF32
+                                                                  : key.weight_type == DType::kBF16;
+  if (is_valid) return;
+  fail(ErrorKind::kValue, kWho, "master format ", static_cast<int>(key.master_format),
+       " does not serve weights of type ", name_of(key.weight_type),
+       "; fp32 weights are their own master, split and stochastic masters serve bfloat16");
+}
+
+void check_parameter(const LaunchKey& key, const DeviceParameter& parameter, size_t index,
+                     uint32_t states) {
+  const auto require = [&](bool holds, std::string_view what) {
+    if (!holds) fail(ErrorKind::kValue, kWho, "parameter ", index, " of the launch ", what);
+  };
+  require(parameter.gradient != nullptr && parameter.weight != nullptr,
+          "has no gradient or no weight; leave it out or give both");
+  require(bytes_of(key.master_format) == 0 || parameter.master != nullptr,
+          "has no master, and its master format keeps one; give the array");
+  require(state_mask(parameter) == states,
+          "has other states than the first; launch parameters with equal states together");
+  require(is_aligned(parameter.master) &&
+              std::all_of(parameter.codes.begin(), parameter.codes.end(), is_aligned),
+          "has a master or state that is not aligned to 16 bytes; align it");
+  require(parameter.element_offset % kTileElements == 0,
+          "starts inside a tile of its whole parameter; cut at multiples of 256 elements");
+  require(reinterpret_cast<uintptr_t>(parameter.gradient) % bytes_of(key.gradient_type) == 0 &&
+              reinterpret_cast<uintptr_t>(parameter.weight) % bytes_of(key.weight_type) == 0,
+          "has a weight or gradient that is not aligned to its own element size; align it");
+}
+
+}  // namespace
+
+class StepLauncher::Impl {
+ public:
+  void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
+              cudaStream_t stream) {
+    check_key(key);
+    if (parameters.empty()) return;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      if (parameters[i].elements == 0) continue;
+      check_parameter(key, parameters[i], i, state_mask(parameters.front()));
+    }
+    TableSlot& slot = table_for(parameters, stream);
+    slot.last_use = ++clock_;
+    if (slot.table.block_count == 0) return;
+    // The copy may have been enqueued on another stream than this launch.
+    slot.uploaded.block_stream(stream);
+    rule_launcher(key.rule)(key, slot.table, stream);
+    slot.used.record(stream);
+  }
+
+ private:
+  TableSlot& table_for(std::span<const DeviceParameter> parameters, cudaStream_t stream) {
+    for (TableSlot& slot : slots_) {
+      if (slot.parameters.size() == parameters.size() &&
+          std::memcmp(slot.parameters.data(), parameters.data(), parameters.size_bytes()) == 0) {
+        return slot;
+      }
+    }
+    TableSlot& oldest = *std::min_element(
+        slots_.begin(), slots_.end(),
+        [](const TableSlot& a, const TableSlot& b) { return a.last_use < b.last_use; });
+    upload(oldest, parameters, stream);
+    return oldest;
+  }
+
+  // Order: the host waits until the previous copy out of the pinned image is done (it is, unless
+  // kTableSlots tables were sent within one copy's time); the stream waits until the last kernel
+  // that reads the device table is done; only then is either overwritten.
+  static void upload(TableSlot& slot, std::span<const DeviceParameter> parameters,
+                     cudaStream_t stream) {
+    slot.parameters.clear();  // whatever fails below, a half-made table is never found again
+    slot.uploaded.block_host();
+    slot.used.block_stream(stream);
+    const size_t blocks = count_blocks(parameters);
+    const size_t bytes = parameters.size_bytes() + blocks * sizeof(BlockWork);
+    slot.memory.reserve(bytes);
+    std::memcpy(slot.memory.host(), parameters.data(), parameters.size_bytes());
+    fill_blocks(parameters, slot.memory.host() + parameters.size_bytes());
+    check_cuda(cudaMemcpyAsync(slot.memory.device(), slot.memory.host(), bytes,
+                               cudaMemcpyHostToDevice, stream),
+               kWho, "cudaMemcpyAsync of a launch table");
+    slot.uploaded.record(stream);
+    slot.table = {.parameters = reinterpret_cast<const DeviceParameter*>(slot.memory.device()),
+                  .blocks = reinterpret_cast<const BlockWork*>(slot.memory.device() +
+                                                               parameters.size_bytes()),
+                  .block_count = static_cast<uint32_t>(blocks),
+                  .state_mask = state_mask(parameters.front())};
+    slot.parameters.assign(parameters.begin(), parameters.end());
+  }
+
+  static size_t blocks_of(const DeviceParameter& parameter) {
+    return (parameter.elements + kBlockElements - 1) / kBlockElements;
+  }
+
+  static size_t count_blocks(std::span<const DeviceParameter> parameters) {
+    constexpr size_t kMostBlocks = 0x7FFFFFFF;
+    size_t blocks = 0;
+    for (const DeviceParameter& parameter : parameters) blocks += blocks_of(parameter);
+    if (blocks > kMostBlocks) {
+      fail(ErrorKind::kValue, kWho, "one launch would need ", blocks, " blocks of ", kBlockElements,
+           " elements, and a grid holds ", kMostBlocks, "; launch fewer at once");
+    }
+    return blocks;
+  }
+
+  static void fill_blocks(std::span<const DeviceParameter> parameters, std::byte* target) {
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      const size_t parts = blocks_of(parameters[i]);
+      for (size_t part = 0; part < parts; ++part) {
+        const BlockWork work{static_cast<uint32_t>(i), static_cast<uint32_t>(part)};
+        std::memcpy(target, &work, sizeof(work));
+        target += sizeof(work);
+      }
+    }
+  }
+
+  std::array<TableSlot, kTableSlots> slots_;
+  uint64_t clock_ = 0;
+};
+
+StepLauncher::StepLauncher() : impl_(std::make_unique<Impl>()) {}
+StepLauncher::~StepLauncher() = default;
+
+void StepLauncher::launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
+                          StreamHandle stream) {
+  impl_->launch(key, parameters, static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace outboard::gpu

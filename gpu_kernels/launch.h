@@ -1,0 +1,47 @@
+// Between StepLauncher and the rules' kernels: the table that a launch reads, and one launcher per
+// rule. No CUDA header is needed to include this.
+#ifndef OUTBOARD_GPU_KERNELS_LAUNCH_H_
+#define OUTBOARD_GPU_KERNELS_LAUNCH_H_
+
+#include <cstdint>
+
+#include "gpu_kernels/step.h"
+
+namespace outboard::gpu {
+
+/// Consecutive elements of one parameter that one thread block updates; a multiple of
+/// kTileElements.
+inline constexpr uint64_t kBlockElements = 8192;
+
+/// Byte alignment that masters and state arrays need. Weights and gradients need none.
+inline constexpr uint64_t kStateAlignment = 16;
+
+/// What one thread block does: elements [part * kBlockElements, + kBlockElements) of a parameter.
+struct BlockWork {
+  uint32_t parameter;
+  uint32_t part;
+};
+
+/// A launch table in device memory.
+struct DeviceTable {
+  const DeviceParameter* parameters;
+  const BlockWork* blocks;
+  uint32_t block_count;
+  uint32_t state_mask;  ///< bit s: state s exists (in every parameter alike)
+};
+
+/// Enqueues one kernel over `table` on `stream`. Throws Error(kDevice) when the launch fails.
+using RuleLauncher = void (*)(const LaunchKey& key, const DeviceTable& table, StreamHandle stream);
+
+/// The launcher of `rule`.
+[[nodiscard]] RuleLauncher rule_launcher(RuleId rule);
+
+// launch_<stem>(), defined in rules/<stem>.cu.
+#define OUTBOARD_RULE(type, stem) \
+  void launch_##stem(const LaunchKey& key, const DeviceTable& table, StreamHandle stream);
+#include "outboard/rules.def"
+#undef OUTBOARD_RULE
+
+}  // namespace outboard::gpu
+
+#endif  // OUTBOARD_GPU_KERNELS_LAUNCH_H_

@@ -1,0 +1,14 @@
+// State format bf16 on the device; the definition is in bf16.h.
+#ifndef OUTBOARD_QUANT_BF16_CUH_
+#define OUTBOARD_QUANT_BF16_CUH_
+
+#include "quant/bf16.h"
+#include "quant/elementwise_codec.cuh"
+
+namespace outboard::quant::device {
+
+using BF16 = ElementwiseCodec<quant::BF16>;
+
+}  // namespace outboard::quant::device
+
+#endif  // OUTBOARD_QUANT_BF16_CUH_

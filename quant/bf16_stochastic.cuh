@@ -1,0 +1,14 @@
+// State format bf16_stochastic on the device; the definition is in bf16_stochastic.h.
+#ifndef OUTBOARD_QUANT_BF16_STOCHASTIC_CUH_
+#define OUTBOARD_QUANT_BF16_STOCHASTIC_CUH_
+
+#include "quant/bf16_stochastic.h"
+#include "quant/elementwise_codec.cuh"
+
+namespace outboard::quant::device {
+
+using BF16Stochastic = ElementwiseCodec<quant::BF16Stochastic>;
+
+}  // namespace outboard::quant::device
+
+#endif  // OUTBOARD_QUANT_BF16_STOCHASTIC_CUH_
