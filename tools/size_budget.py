@@ -34,19 +34,32 @@ NOT_A_FUNCTION = re.compile(
 )
 
 
+def statement_start(lines: list[str], index: int) -> int:
+    """The first line of the declaration that line `index` ends."""
+    ends = (";", "}", "{", ":")
+    while index > 0:
+        before = lines[index - 1].strip()
+        if not before or before.endswith(ends) or before.startswith(("#", "//")):
+            break
+        index -= 1
+    return index
+
+
 def cpp_functions(lines: list[str]) -> list[tuple[int, int]]:
     """(first line, length) of each function body in clang-formatted C++."""
     found = []
     index = 0
     while index < len(lines):
-        line = lines[index]
-        indent = len(line) - len(line.lstrip())
-        opens = line.rstrip().endswith("{") and ")" in line and not NOT_A_FUNCTION.match(line)
-        if opens:
-            closing = re.compile(rf"^ {{{indent}}}\}}")
-            end = next((i for i in range(index + 1, len(lines)) if closing.match(lines[i])), index)
-            found.append((index + 1, end - index + 1))
-            index = end
+        if lines[index].rstrip().endswith("{"):
+            start = statement_start(lines, index)
+            declaration = " ".join(lines[start : index + 1])
+            if ")" in declaration and not NOT_A_FUNCTION.match(lines[start]):
+                indent = len(lines[start]) - len(lines[start].lstrip())
+                closing = re.compile(rf"^ {{{indent}}}\}}")
+                rest = range(index + 1, len(lines))
+                end = next((i for i in rest if closing.match(lines[i])), index)
+                found.append((start + 1, end - start + 1))
+                index = end
         index += 1
     return found
 
