@@ -24,6 +24,28 @@ using RuleKernel = void (*)(const RuleScalars& scalars, const RuleTile& tile);
 /// targets.h). Resolve once per tensor, not per tile.
 [[nodiscard]] RuleKernel rule_kernel(RuleId rule);
 
+/// The same for a rule's type; specialised in cpu_kernels/rules/<stem>.cc, called by rule_kernel()
+/// only.
+template <class Rule>
+[[nodiscard]] RuleKernel resolve_kernel();
+
+/// The rule's scalar formula, element by element: what every SIMD kernel must equal bit by bit, and
+/// what targets without fused multiply-add run.
+template <class Rule>
+void run_scalar_rule(const RuleScalars& scalars, const RuleTile& tile) {
+  const auto s = scalars.as<typename Rule::template Scalars<float>>();
+  for (size_t i = 0; i < tile.elements; ++i) {
+    float state[kMaxStates] = {};
+    for (size_t k = 0; k < Rule::kStates.size(); ++k) {
+      if (tile.state[k] != nullptr) state[k] = tile.state[k][i];
+    }
+    Rule::update(s, tile.gradient[i], tile.weight[i], state);
+    for (size_t k = 0; k < Rule::kStates.size(); ++k) {
+      if (tile.state[k] != nullptr) tile.state[k][i] = state[k];
+    }
+  }
+}
+
 }  // namespace outboard::cpu
 
 #endif  // OUTBOARD_CPU_KERNELS_RULE_KERNEL_H_

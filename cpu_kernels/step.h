@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu_kernels/rule_kernel.h"
+#include "cpu_kernels/transfer.h"
 #include "outboard/rule.h"
 #include "outboard/types.h"
 #include "quant/codec.h"
@@ -50,15 +52,20 @@ class ResolvedUpdate {
   [[nodiscard]] size_t unit_elements() const { return unit_elements_; }
 
  private:
-  struct Kernels;
+  struct Run;
+  struct Scratch;
+  void update_run(const Run& run, Scratch& scratch) const;
+  void update_tail(size_t first, Scratch& scratch) const;
+  [[nodiscard]] Run run_at(size_t first, size_t count) const;
+  [[nodiscard]] RandomContext random(uint32_t stream) const;
+
   ParameterUpdate update_;
-  size_t unit_elements_;
-  // Resolved once: see step.cc.
-  void (*load_gradient_)(const void*, size_t, float*);
-  void (*load_weight_)(const void*, const void*, size_t, float*);
-  void (*store_weight_)(const float*, size_t, const RandomContext&, uint64_t, void*, void*);
-  void (*rule_)(const RuleScalars&, const struct RuleTile&);
-  std::array<Codec, kMaxStates> codecs_;
+  size_t unit_elements_ = kTileElements;
+  bool is_in_place_ =
+      true;  ///< everything is fp32 where it lies: the rule runs on whole ranges at once
+  Transfer transfer_;
+  RuleKernel rule_;
+  std::array<Codec, kMaxStates> codecs_ = {};
 };
 
 }  // namespace outboard::cpu

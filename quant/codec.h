@@ -39,6 +39,10 @@ struct Codec {
 /// cpu_kernels/targets.h).
 [[nodiscard]] Codec codec(Format format);
 
+/// The same for a format's type; specialised in quant/<stem>.cc, called by codec() only.
+template <class FormatType>
+[[nodiscard]] Codec resolve_codec();
+
 }  // namespace outboard
 
 #endif  // OUTBOARD_QUANT_CODEC_H_

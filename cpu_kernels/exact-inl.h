@@ -1,0 +1,53 @@
+// The SIMD versions of the operations in outboard/hd.h, one per target, from which the rules'
+// kernels are written. Used on targets with fused multiply-add only.
+#include "hwy/highway.h"
+#include "outboard/types.h"
+
+#if defined(OUTBOARD_CPU_KERNELS_EXACT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef OUTBOARD_CPU_KERNELS_EXACT_INL_H_
+#undef OUTBOARD_CPU_KERNELS_EXACT_INL_H_
+#else
+#define OUTBOARD_CPU_KERNELS_EXACT_INL_H_
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace outboard::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// At most 64 lanes, so that every vector divides a tile.
+using FloatTag = hn::CappedTag<float, 64>;
+using FloatVec = hn::Vec<FloatTag>;
+
+HWY_INLINE FloatVec broadcast(float value) { return hn::Set(FloatTag(), value); }
+
+HWY_INLINE FloatVec load(const float* from) { return hn::LoadU(FloatTag(), from); }
+
+HWY_INLINE void store(FloatVec value, float* to) { hn::StoreU(value, FloatTag(), to); }
+
+/// As exact::lerp. The weight is constant over a step, so the branch costs nothing.
+HWY_INLINE FloatVec lerp(FloatVec average, FloatVec value, float weight) {
+  const FloatVec difference = hn::Sub(value, average);
+  const float magnitude = weight < 0.0f ? -weight : weight;
+  return magnitude < 0.5f ? hn::MulAdd(broadcast(weight), difference, average)
+                          : hn::MulAdd(broadcast(weight - 1.0f), difference, value);
+}
+
+/// As exact::ema_of_squares.
+HWY_INLINE FloatVec ema_of_squares(FloatVec average, FloatVec gradient, float beta,
+                                   float one_minus_beta) {
+  return hn::MulAdd(hn::Mul(broadcast(one_minus_beta), gradient), gradient,
+                    hn::Mul(broadcast(beta), average));
+}
+
+/// As exact::max: a NaN in `b` is returned.
+HWY_INLINE FloatVec max(FloatVec a, FloatVec b) { return hn::IfThenElse(hn::Gt(a, b), a, b); }
+
+/// As exact::flush_subnormal; NaN stays.
+HWY_INLINE FloatVec flush_subnormal(FloatVec a) {
+  return hn::IfThenZeroElse(hn::Lt(hn::Abs(a), broadcast(1.1754943508222875e-38f)), a);
+}
+
+}  // namespace outboard::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

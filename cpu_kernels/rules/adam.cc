@@ -1,0 +1,34 @@
+// The CPU kernel of Adam for every SIMD target.
+#include "outboard/rules/adam.h"
+
+#include "cpu_kernels/rule_kernel.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu_kernels/rules/adam.cc"
+#include "hwy/foreach_target.h"
+// Once per target, and so after foreach_target.h:
+#include "cpu_kernels/rules/adam_moments-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace outboard::cpu::HWY_NAMESPACE {
+
+void run_adam(const RuleScalars& scalars, const RuleTile& tile) {
+  run_moments<rules::Adam>(scalars, tile);
+}
+
+}  // namespace outboard::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace outboard::cpu {
+HWY_EXPORT(run_adam);
+
+template <>
+RuleKernel resolve_kernel<rules::Adam>() {
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  return &HWY_DYNAMIC_DISPATCH(run_adam);
+}
+
+}  // namespace outboard::cpu
+#endif

@@ -1,0 +1,157 @@
+// The update of a run of one parameter: which arrays the rule may touch where they lie, which go
+// through scratch tiles, and how the last, partial tile is kept away from what is not the caller's.
+// No arithmetic on elements lives here.
+#include "cpu_kernels/step.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstddef>
+#include <cstring>
+
+#include "outboard/error.h"
+
+namespace outboard::cpu {
+namespace {
+
+/// The longest block of any format, and so the longest run between decode and encode.
+constexpr size_t kMostUnitElements = 2048;
+
+/// Between the scratch arrays, so that their tiles fall into different cache sets.
+constexpr size_t kStaggerElements = kTileElements + 16;
+
+const std::byte* at(const void* base, size_t bytes) {
+  return base == nullptr ? nullptr : static_cast<const std::byte*>(base) + bytes;
+}
+
+std::byte* at(void* base, size_t bytes) {
+  return base == nullptr ? nullptr : static_cast<std::byte*>(base) + bytes;
+}
+
+}  // namespace
+
+/// A run of `count` elements from `first`; `gradient`, `weight` and `master` point at its first
+/// element and hold whole tiles. `may_alias_state`: plain fp32 states hold them too and may be
+/// updated where they lie.
+struct ResolvedUpdate::Run {
+  size_t first;
+  size_t count;
+  const void* gradient;
+  void* weight;
+  void* master;
+  bool may_alias_state;
+};
+
+struct ResolvedUpdate::Scratch {
+  struct Values {
+    float value[kMostUnitElements + kStaggerElements];
+  };
+  alignas(64) Values gradient;
+  Values weight;
+  Values state[kMaxStates];
+};
+
+ResolvedUpdate::ResolvedUpdate(const ParameterUpdate& update)
+    : update_(update),
+      transfer_(resolve_transfer(update.gradient_type, update.weight_type, update.master_format)),
+      rule_(rule_kernel(update.rule)) {
+  is_in_place_ = transfer_.load_gradient == nullptr && transfer_.load_weight == nullptr &&
+                 transfer_.store_weight == nullptr;
+  for (size_t k = 0; k < kMaxStates; ++k) {
+    if (update.states[k].codes == nullptr) continue;
+    codecs_[k] = codec(update.formats[k]);
+    is_in_place_ = is_in_place_ && codecs_[k].is_plain_f32;
+    unit_elements_ = std::max(unit_elements_, format_info(update.formats[k]).unit_elements());
+  }
+  if (unit_elements_ > kMostUnitElements) {
+    fail(ErrorKind::kValue, "ResolvedUpdate", "a state format has blocks of ", unit_elements_,
+         " elements; at most ", kMostUnitElements, " are supported");
+  }
+}
+
+RandomContext ResolvedUpdate::random(uint32_t stream) const {
+  return {.key = update_.random_key, .step = update_.step, .stream = stream};
+}
+
+ResolvedUpdate::Run ResolvedUpdate::run_at(size_t first, size_t count) const {
+  return {.first = first,
+          .count = count,
+          .gradient = at(update_.gradient, first * bytes_of(update_.gradient_type)),
+          .weight = at(update_.weight, first * bytes_of(update_.weight_type)),
+          .master = at(update_.master, first * bytes_of(update_.master_format)),
+          .may_alias_state = true};
+}
+
+void ResolvedUpdate::run(size_t first, size_t last) const {
+  assert(first % unit_elements_ == 0 && last <= update_.elements);
+  assert(last % unit_elements_ == 0 || last == update_.elements);
+  const size_t whole = last / unit_elements_ * unit_elements_;
+  Scratch scratch;  // not initialised: a tile is written before it is read
+  const size_t stride = is_in_place_ ? std::max(whole, first + 1) - first : unit_elements_;
+  for (size_t i = first; i < whole; i += stride) update_run(run_at(i, stride), scratch);
+  if (whole < last) update_tail(whole, scratch);
+}
+
+void ResolvedUpdate::update_run(const Run& run, Scratch& scratch) const {
+  const size_t tile_elements = round_up(run.count, kTileElements);
+  RuleTile tile = {};
+  tile.elements = tile_elements;
+  tile.gradient = static_cast<const float*>(run.gradient);
+  if (transfer_.load_gradient != nullptr) {
+    transfer_.load_gradient(run.gradient, tile_elements, scratch.gradient.value);
+    tile.gradient = scratch.gradient.value;
+  }
+  tile.weight = static_cast<float*>(run.master != nullptr ? run.master : run.weight);
+  if (transfer_.load_weight != nullptr) {
+    transfer_.load_weight(run.weight, run.master, tile_elements, scratch.weight.value);
+    tile.weight = scratch.weight.value;
+  }
+  for (size_t k = 0; k < kMaxStates; ++k) {
+    const StateArray& state = update_.states[k];
+    if (state.codes == nullptr) continue;
+    if (codecs_[k].is_plain_f32 && run.may_alias_state) {
+      tile.state[k] = static_cast<float*>(state.codes) + run.first;
+      continue;
+    }
+    const size_t count = round_up(run.count, format_info(update_.formats[k]).unit_elements());
+    codecs_[k].decode(state, run.first, count, scratch.state[k].value);
+    tile.state[k] = scratch.state[k].value;
+  }
+
+  rule_(update_.scalars, tile);
+
+  for (size_t k = 0; k < kMaxStates; ++k) {
+    if (tile.state[k] != scratch.state[k].value) continue;
+    const size_t count = round_up(run.count, format_info(update_.formats[k]).unit_elements());
+    codecs_[k].encode(tile.state[k], run.first, count, update_.elements,
+                      random(static_cast<uint32_t>(k + 1)), 0, update_.states[k]);
+  }
+  if (transfer_.store_weight != nullptr) {
+    transfer_.store_weight(tile.weight, tile_elements, random(0), run.first, run.weight,
+                           run.master);
+  }
+}
+
+void ResolvedUpdate::update_tail(size_t first, Scratch& scratch) const {
+  // Copies padded with zeros stand in for the caller's arrays, which end inside the tile.
+  alignas(64) std::byte gradient[kMostUnitElements * sizeof(float)] = {};
+  alignas(64) std::byte weight[kMostUnitElements * sizeof(float)] = {};
+  alignas(64) std::byte master[kMostUnitElements * sizeof(float)] = {};
+  const size_t count = update_.elements - first;
+  const Run user = run_at(first, count);
+  const size_t weight_bytes = count * bytes_of(update_.weight_type);
+  const size_t master_bytes = count * bytes_of(update_.master_format);
+  std::memcpy(gradient, user.gradient, count * bytes_of(update_.gradient_type));
+  std::memcpy(weight, user.weight, weight_bytes);
+  if (user.master != nullptr) std::memcpy(master, user.master, master_bytes);
+  update_run({.first = first,
+              .count = count,
+              .gradient = gradient,
+              .weight = weight,
+              .master = user.master == nullptr ? nullptr : master,
+              .may_alias_state = false},
+             scratch);
+  std::memcpy(user.weight, weight, weight_bytes);
+  if (user.master != nullptr) std::memcpy(user.master, master, master_bytes);
+}
+
+}  // namespace outboard::cpu

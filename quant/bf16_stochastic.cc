@@ -1,0 +1,62 @@
+// CPU codec of the format bf16_stochastic for every SIMD target.
+#include "quant/bf16_stochastic.h"
+
+#include <algorithm>
+
+#include "quant/codec.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "quant/bf16_stochastic.cc"
+#include "hwy/foreach_target.h"
+// Once per target, and so after foreach_target.h:
+#include "hwy/highway.h"
+#include "quant/random-inl.h"
+#include "quant/rounding-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace outboard::quant::HWY_NAMESPACE {
+
+void decode_bf16_stochastic(const StateArray& array, size_t first, size_t count, float* out) {
+  const uint16_t* codes = static_cast<const uint16_t*>(array.codes) + first;
+  const FloatTag df;
+  for (size_t i = 0; i < count; i += hn::Lanes(df)) {
+    hn::StoreU(f32_from_bf16(load_halfwords(codes + i)), df, out + i);
+  }
+}
+
+void encode_bf16_stochastic(const float* in, size_t first, size_t count, size_t elements,
+                            const RandomContext& random, uint64_t element_offset,
+                            const StateArray& array) {
+  uint16_t* codes = static_cast<uint16_t*>(array.codes) + first;
+  const FloatTag df;
+  for (size_t tile = 0; tile < count; tile += kTileElements) {
+    const RandomTile draws(random, element_offset + first + tile);
+    for (size_t i = 0; i < kTileElements; i += hn::Lanes(df)) {
+      const BitsVec random16 = load_halfwords(draws.halfwords() + i);
+      store_halfwords(bf16_stochastic(hn::LoadU(df, in + tile + i), random16), codes + tile + i);
+    }
+  }
+  const size_t existing = std::min(count, elements - std::min(elements, first));
+  std::fill(codes + existing, codes + count, uint16_t{0});
+}
+
+}  // namespace outboard::quant::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace outboard {
+namespace quant {
+HWY_EXPORT(decode_bf16_stochastic);
+HWY_EXPORT(encode_bf16_stochastic);
+}  // namespace quant
+
+template <>
+Codec resolve_codec<quant::BF16Stochastic>() {
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  return {.is_plain_f32 = false,
+          .decode = &HWY_DYNAMIC_DISPATCH(quant::decode_bf16_stochastic),
+          .encode = &HWY_DYNAMIC_DISPATCH(quant::encode_bf16_stochastic)};
+}
+
+}  // namespace outboard
+#endif
