@@ -2,7 +2,8 @@
 # a torch on CMAKE_PREFIX_PATH or in Torch_DIR, or from the torch of the Python interpreter.
 #
 # This is not find_package(Torch), which refuses to configure a torch built with CUDA on a machine
-# without a CUDA toolkit, and probes for a GPU. Installed beside outboardConfig.cmake.
+# without a CUDA toolkit, and probes for a GPU. Nothing is cached: a build folder follows its
+# environment. Installed beside outboardConfig.cmake.
 
 if(TARGET outboard::torch)
   return()
@@ -18,7 +19,7 @@ if(NOT OUTBOARD_TORCH_ROOT)
   endif()
   outboard_python_package_dir(torch outboard_torch_package)
   find_path(OUTBOARD_TORCH_ROOT include/torch/csrc/api/include/torch/torch.h
-            HINTS ${outboard_torch_hints} "${outboard_torch_package}" NO_DEFAULT_PATH)
+            HINTS ${outboard_torch_hints} "${outboard_torch_package}" NO_DEFAULT_PATH NO_CACHE)
 endif()
 if(NOT OUTBOARD_TORCH_ROOT)
   message(FATAL_ERROR
@@ -29,11 +30,11 @@ endif()
 
 foreach(name IN ITEMS torch torch_cpu c10)
   find_library(OUTBOARD_LIB_${name} ${name} PATHS "${OUTBOARD_TORCH_ROOT}/lib"
-               NO_DEFAULT_PATH REQUIRED)
+               NO_DEFAULT_PATH NO_CACHE REQUIRED)
 endforeach()
 foreach(name IN ITEMS torch_cuda c10_cuda)
-  find_library(OUTBOARD_LIB_${name} ${name} PATHS "${OUTBOARD_TORCH_ROOT}/lib" NO_DEFAULT_PATH)
-  mark_as_advanced(OUTBOARD_LIB_${name})
+  find_library(OUTBOARD_LIB_${name} ${name} PATHS "${OUTBOARD_TORCH_ROOT}/lib"
+               NO_DEFAULT_PATH NO_CACHE)
 endforeach()
 
 add_library(outboard::torch INTERFACE IMPORTED)
