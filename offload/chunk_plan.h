@@ -1,4 +1,5 @@
-// Cuts parameters into chunks, the unit of pipeline work. A pure function of sizes; no memory, no device.
+// Cuts parameters into chunks, the unit of pipeline work. A pure function of sizes; no memory, no
+// device.
 #ifndef OUTBOARD_OFFLOAD_CHUNK_PLAN_H_
 #define OUTBOARD_OFFLOAD_CHUNK_PLAN_H_
 
@@ -8,8 +9,8 @@
 
 namespace outboard {
 
-/// A run of one parameter. `first` is a multiple of the plan's chunk_elements, so piece k of a parameter starts at
-/// k * chunk_elements.
+/// A run of one parameter. `first` is a multiple of the plan's chunk_elements, so piece k of a
+/// parameter starts at k * chunk_elements.
 struct Piece {
   size_t parameter;
   size_t first;
@@ -28,11 +29,13 @@ struct PlannedParameter {
   size_t elements;
 };
 
-/// Rounds the wish for a chunk's length up to what every format's blocks and every norm segment divide.
+/// Rounds the wish for a chunk's length up to what every format's blocks and every norm segment
+/// divide.
 [[nodiscard]] size_t whole_chunk_elements(size_t elements);
 
-/// Chunks of at most `chunk_elements` (from whole_chunk_elements()) elements, in the order in which backward produces
-/// gradients: the last parameter first. Every element is in exactly one piece; a piece never exceeds a chunk.
+/// Chunks of at most `chunk_elements` (from whole_chunk_elements()) elements, in the order in which
+/// backward produces gradients: the last parameter first. Every element is in exactly one piece; a
+/// piece never exceeds a chunk.
 [[nodiscard]] std::vector<Chunk> plan_chunks(std::span<const PlannedParameter> parameters,
                                              size_t chunk_elements);
 

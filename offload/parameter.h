@@ -1,4 +1,5 @@
-// What the runtime keeps of one parameter. Filled by state_store, moved through the stages by pipeline.
+// What the runtime keeps of one parameter. Filled by state_store, moved through the stages by
+// pipeline.
 #ifndef OUTBOARD_OFFLOAD_PARAMETER_H_
 #define OUTBOARD_OFFLOAD_PARAMETER_H_
 
@@ -11,7 +12,8 @@
 
 namespace outboard {
 
-/// Segment sums of the parameters of one add_parameters() call: on the device, and their copy on the host.
+/// Segment sums of the parameters of one add_parameters() call: on the device, and their copy on
+/// the host.
 struct SegmentSums {
   std::shared_ptr<void> device;  ///< null when no parameter of the batch is in device memory
   float* host = nullptr;
@@ -23,30 +25,33 @@ struct Parameter {
   size_t index = 0;
   RandomKey random_key;
 
-  // Memory. For kHost placement of a device weight, `host_weight` is its pinned image; for a host-memory weight it is
-  // the weight itself.
+  // Memory. For kHost placement of a device weight, `host_weight` is its pinned image; for a
+  // host-memory weight it is the weight itself.
   void* host_weight = nullptr;
   void* master = nullptr;
   std::array<StateArray, kMaxStates> states = {};
-  void* gradient_store = nullptr;  ///< pinned, the gradient's own type
-  float* accumulator = nullptr;    ///< fp32 sums over micro-batches; made when first needed
+  void* gradient_store = nullptr;       ///< pinned, the gradient's own type
+  float* accumulator = nullptr;         ///< fp32 sums over micro-batches; made when first needed
   std::shared_ptr<void> device_memory;  ///< states and master of a resident parameter
 
-  // Segment sums: `device_sums` is written by the device and copied to `copied_sums`; `host_sums` is written by the CPU.
+  // Segment sums: `device_sums` is written by the device and copied to `copied_sums`; `host_sums`
+  // is written by the CPU.
   float* device_sums = nullptr;
   float* copied_sums = nullptr;
   std::vector<float> host_sums;
 
   // Progress.
   int64_t step = 0;
-  bool keeps_loaded_master = false;  ///< a loaded low half belongs to weights that may be loaded after it
+  bool keeps_loaded_master =
+      false;  ///< a loaded low half belongs to weights that may be loaded after it
 
   // The gradient of the step to come.
-  int contributions = 0;
-  bool is_accumulated = false;    ///< the sum is in the accumulator (or in an fp32 gradient store)
-  GradientSource local_gradient;  ///< for resident and host-memory parameters
-  std::vector<EventPtr> arrived;  ///< per piece: its copy to the host is done
-  std::vector<EventPtr> returned; ///< per piece: its last copy to the device is done
+  int contributions = 0;           ///< gradients taken
+  int contributions_added = 0;     ///< of these, how many the sum holds; the driver counts
+  bool is_accumulated = false;     ///< the sum is in the accumulator (or in an fp32 gradient store)
+  GradientSource local_gradient;   ///< for resident and host-memory parameters
+  std::vector<EventPtr> arrived;   ///< per piece: its copy to the host is done
+  std::vector<EventPtr> returned;  ///< per piece: its last copy to the device; null before that
 
   /// Updated on the host by the driver: everything but resident parameters.
   [[nodiscard]] bool is_host_updated() const { return spec.placement == Placement::kHost; }

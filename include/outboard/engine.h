@@ -1,11 +1,12 @@
-// The core without any framework: parameters as spans, gradients as they appear, one step. The libtorch face is built on
-// it, and so can any other trainer be.
+// The core without any framework: parameters as spans, gradients as they appear, one step. The
+// libtorch face is built on it, and so can any other trainer be.
 //
 //   outboard::Engine engine({.max_gradient_norm = 1.0}, outboard::make_cuda_device(0));
 //   engine.add_parameters(specs, stream);
 //   ... forward and backward on `stream`; for each gradient: engine.gradient_ready(i, gradient);
 //   if (engine.begin_step({.hyper = {{3e-4, 0.9, 0.999, 1e-8, 0.1, 0, 0}}}, stream)) { ... }
-//   engine.finish_step(stream);   // later work on `stream` sees the new weights; nothing was synchronised
+//   engine.finish_step(stream);   // later work on `stream` sees the new weights; nothing was
+//   synchronised
 #ifndef OUTBOARD_ENGINE_H_
 #define OUTBOARD_ENGINE_H_
 
@@ -29,8 +30,8 @@ namespace outboard {
 /// Where a weight and its gradients lie.
 enum class Memory : uint8_t { kDevice, kHost };
 
-/// One parameter as the caller registers it. The weight's memory belongs to the caller and must outlive the engine or be
-/// replaced through set_weight().
+/// One parameter as the caller registers it. The weight's memory belongs to the caller and must
+/// outlive the engine or be replaced through set_weight().
 struct ParameterSpec {
   std::string name;  ///< for messages
   void* weight = nullptr;
@@ -38,11 +39,14 @@ struct ParameterSpec {
   DType type = DType::kF32;
   size_t elements = 0;
   Placement placement = Placement::kHost;
-  std::optional<RuleId> rule;  ///< none: the caller computes the update between begin_step and finish_step
+  std::optional<RuleId>
+      rule;  ///< none: the caller computes the update between begin_step and finish_step
   MasterFormat master_format = MasterFormat::kWeight;
   std::array<Format, kMaxStates> formats = {};
-  std::vector<double> hyper;   ///< in the rule's catalogue order; decides which states exist at first
-  uint64_t random_id = 0;      ///< stable id for stochastic rounding; the default is the registration index
+  std::vector<double>
+      hyper;  ///< in the rule's catalogue order; decides which states exist at first
+  uint64_t random_id =
+      0;  ///< stable id for stochastic rounding; the default is the registration index
   bool has_random_id = false;
 };
 
@@ -57,26 +61,29 @@ struct StepRequest {
   std::vector<std::vector<double>> hyper;  ///< per group, in the rule's catalogue order
   std::vector<uint32_t> group_of;          ///< per parameter; empty: all in group 0
   double max_gradient_norm = 0;            ///< 0: off
-  const float* loss_scale = nullptr;       ///< device (or host) fp32: gradients are divided by it; null: 1
-  const float* found_inf = nullptr;        ///< device (or host) fp32: not 0 skips the step; null: not looked at
-  Memory scalars_memory = Memory::kDevice; ///< where the two above lie
+  const float* loss_scale =
+      nullptr;  ///< device (or host) fp32: gradients are divided by it; null: 1
+  const float* found_inf =
+      nullptr;  ///< device (or host) fp32: not 0 skips the step; null: not looked at
+  Memory scalars_memory = Memory::kDevice;  ///< where the two above lie
 };
 
-/// What an engine holds of one parameter. Pointers are live and owned by the engine (weight: by the caller); read or
-/// write them only after synchronize().
+/// What an engine holds of one parameter. Pointers are live and owned by the engine (weight: by the
+/// caller); read or write them only after synchronize().
 struct ParameterView {
   const ParameterSpec* spec = nullptr;
-  void* host_weight = nullptr;   ///< the host image (placement kHost), else null
-  void* master = nullptr;        ///< as spec->master_format says
+  void* host_weight = nullptr;  ///< the host image (placement kHost), else null
+  void* master = nullptr;       ///< as spec->master_format says
   std::array<StateArray, kMaxStates> states = {};
   Memory state_memory = Memory::kHost;
-  int64_t step = 0;              ///< updates so far
-  const void* gradient = nullptr;      ///< during a step: where the update reads the gradient
+  int64_t step = 0;                ///< updates so far
+  const void* gradient = nullptr;  ///< during a step: where the update reads the gradient
   DType gradient_type = DType::kF32;
 };
 
-/// Owns master weights and optimizer state, and updates them. One thread calls it, except gradient_ready(), which any
-/// thread may call. A driver thread of its own and the compute arena do the work.
+/// Owns master weights and optimizer state, and updates them. One thread calls it, except
+/// gradient_ready(), which any thread may call. A driver thread of its own and the compute arena do
+/// the work.
 class Engine {
  public:
   /// Gives zero-filled device memory for resident state; the default is Device::allocate.
@@ -89,45 +96,53 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// Registers parameters, allocates their host and device memory and reads their weights (blocks until read). Returns
-  /// the index of the first. Throws Error(kValue) for bad hyper-parameters or types, Error(kMemory) when memory cannot
-  /// be had; then nothing was registered.
+  /// Registers parameters, allocates their host and device memory and reads their weights (blocks
+  /// until read). Returns the index of the first. Throws Error(kValue) for bad hyper-parameters or
+  /// types, Error(kMemory) when memory cannot be had; then nothing was registered.
   size_t add_parameters(std::vector<ParameterSpec> specs, ComputeStream stream);
 
-  /// Takes a gradient that `stream` has produced: enqueues its segment sums and its copy to the host, never blocks on
-  /// the device. With offload_gradients a second gradient before the next step is added, without it replaces the first.
-  /// For resident and host-memory parameters only the pointer is kept, until the step.
+  /// Takes a gradient that `stream` has produced: enqueues its segment sums and its copy to the
+  /// host, never blocks on the device. With offload_gradients a second gradient before the next
+  /// step is added, without it replaces the first. For resident and host-memory parameters only the
+  /// pointer is kept, until the step.
   void gradient_ready(size_t parameter, GradientSource gradient, ComputeStream stream);
-  /// Drops what gradient_ready() gave for this parameter (all: for every parameter) since the last step.
+  /// Drops what gradient_ready() gave for this parameter (all: for every parameter) since the last
+  /// step.
   void forget_gradient(size_t parameter);
   void forget_gradients();
   [[nodiscard]] bool has_gradient(size_t parameter) const;
 
-  /// Starts a step of all parameters that have a gradient: returns once it is decided whether the step is taken (false:
-  /// it is skipped, nothing changes), while the driver updates and returns weights. `stream` is the stream of backward.
-  /// Throws Error(kValue) before anything changed, or the driver's error. Follow it with finish_step() in both cases.
+  /// Starts a step of all parameters that have a gradient: returns once it is decided whether the
+  /// step is taken (false: it is skipped, nothing changes), while the driver updates and returns
+  /// weights. `stream` is the stream of backward. Throws Error(kValue) before anything changed, or
+  /// the driver's error. Follow it with finish_step() in both cases.
   bool begin_step(const StepRequest& request, ComputeStream stream);
-  /// Returns when the last weight copy is enqueued, and makes `stream` wait for it. Does not synchronise the device.
-  /// Rethrows what the driver threw; whether the engine is usable then is is_usable().
+  /// Returns when the last weight copy is enqueued, and makes `stream` wait for it. Does not
+  /// synchronise the device. Rethrows what the driver threw; whether the engine is usable then is
+  /// is_usable().
   void finish_step(ComputeStream stream);
 
   /// Parameters that the step under way updates.
   [[nodiscard]] std::vector<size_t> active_parameters() const;
-  /// Without a rule: blocks until the gradient of `parameter` is on the host; then view().gradient may be read.
+  /// Without a rule: blocks until the gradient of `parameter` is on the host; then view().gradient
+  /// may be read.
   void wait_gradient(size_t parameter);
   /// The factor by which gradients of the step under way are multiplied (clipping / loss scale).
   [[nodiscard]] double gradient_scale() const;
   /// Without a rule: the host image was rewritten by the caller; enqueues its copy to the device.
   void return_weight(size_t parameter);
 
-  /// The norm of all gradients taken so far, divided by the loss scale. Blocks until they were read.
+  /// The norm of all gradients taken so far, divided by the loss scale. Blocks until they were
+  /// read.
   double gradient_norm(const StepRequest& request, ComputeStream stream);
 
-  /// Reads the weights of `parameters` from the device again (blocks). A low half that load_step() announced is kept.
+  /// Reads the weights of `parameters` from the device again (blocks). A low half that load_step()
+  /// announced is kept.
   void reload_weights(std::span<const size_t> parameters, ComputeStream stream);
   /// The weight moved to `weight` (same type and length).
   void set_weight(size_t parameter, void* weight);
-  /// Sets the update count after the caller wrote a parameter's states (and master, if `has_master`).
+  /// Sets the update count after the caller wrote a parameter's states (and master, if
+  /// `has_master`).
   void load_step(size_t parameter, int64_t step, bool has_master);
   /// Makes the state arrays exist that `hyper` asks for. Throws Error(kMemory).
   void ensure_states(size_t parameter, std::span<const double> hyper);

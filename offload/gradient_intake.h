@@ -1,0 +1,82 @@
+// Stage 1: gradients from the device to the host. Enqueues and never blocks on the device;
+// arithmetic happens elsewhere.
+#ifndef OUTBOARD_OFFLOAD_GRADIENT_INTAKE_H_
+#define OUTBOARD_OFFLOAD_GRADIENT_INTAKE_H_
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "offload/parameter.h"
+#include "offload/staging_ring.h"
+#include "outboard/device.h"
+
+namespace outboard {
+
+/// Proof that a piece of a gradient is on its way to the host; only GradientIntake makes one. Stage
+/// 2 accepts nothing else.
+class GradientOnHost {
+ public:
+  /// Blocks until the copy is done.
+  void wait() const {
+    if (arrived_ != nullptr) arrived_->synchronize();
+  }
+
+ private:
+  friend class GradientIntake;
+  explicit GradientOnHost(EventPtr arrived) : arrived_(std::move(arrived)) {}
+  EventPtr arrived_;  // null: the gradient was in host memory from the start
+};
+
+/// A further micro-batch's gradient, in staging slots, to be added on the host.
+struct GradientInSlot {
+  Parameter* parameter;
+  size_t first;
+  size_t last;
+  GradientOnHost gradient;
+  StagingRing::Slot slot;
+};
+
+/// Used under the engine's lock, from any thread.
+class GradientIntake {
+ public:
+  /// `device` may be null when no parameter is in device memory. `chunk_elements` is the plan's.
+  GradientIntake(std::shared_ptr<Device> device, size_t chunk_elements);
+
+  /// The gradient will be read where it is: resident parameters (their sums are enqueued), and host
+  /// memory.
+  void keep(Parameter& parameter, GradientSource gradient, ComputeStream stream);
+
+  /// Copies the gradient into the parameter's store, replacing what was there. Returns the event
+  /// after which the gradient's device memory is no longer read.
+  [[nodiscard]] EventPtr store(Parameter& parameter, const void* gradient, ComputeStream stream);
+
+  /// Copies the gradient into slots of `ring`, for a parameter whose store holds an earlier
+  /// micro-batch, and hands each slot to `add` at once. Blocks while every slot is in flight.
+  void stage(Parameter& parameter, const void* gradient, ComputeStream stream, StagingRing& ring,
+             const std::function<void(GradientInSlot)>& add);
+
+  /// The piece of the gradient that starts at element `first` (a multiple of the plan's
+  /// chunk_elements).
+  [[nodiscard]] GradientOnHost piece(const Parameter& parameter, size_t first) const;
+
+  /// Copies segment sums and single values down, after everything that `stream` was given. Returns
+  /// the event after which they may be read.
+  struct Value {
+    void* host;
+    const void* device;
+    size_t bytes;
+  };
+  [[nodiscard]] EventPtr read_values(const std::vector<Value>& values, const EventPtr& ready);
+
+  [[nodiscard]] CopyQueue* queue() { return down_.get(); }
+
+ private:
+  std::shared_ptr<Device> device_;
+  std::unique_ptr<CopyQueue> down_;
+  size_t chunk_elements_;
+};
+
+}  // namespace outboard
+
+#endif  // OUTBOARD_OFFLOAD_GRADIENT_INTAKE_H_

@@ -1,0 +1,34 @@
+// Stage 3: updated weights back to the device. Enqueues copies; what waits for them is decided by
+// the pipeline.
+#ifndef OUTBOARD_OFFLOAD_WEIGHT_RETURN_H_
+#define OUTBOARD_OFFLOAD_WEIGHT_RETURN_H_
+
+#include <memory>
+
+#include "offload/host_update.h"
+#include "outboard/device.h"
+
+namespace outboard {
+
+/// Used by the driver thread only.
+class WeightReturn {
+ public:
+  /// `device` may be null when no parameter is in device memory; then nothing is ever copied.
+  explicit WeightReturn(Device* device) {
+    if (device != nullptr) up_ = device->make_copy_queue();
+  }
+
+  /// Copies from now on start after `backward_done`.
+  void begin(const EventPtr& backward_done);
+  /// Enqueues the copies of these pieces. Does not block.
+  void send(const UpdatedWeight& updated);
+  /// The point after every copy sent so far; null without a device.
+  [[nodiscard]] EventPtr finish();
+
+ private:
+  std::unique_ptr<CopyQueue> up_;
+};
+
+}  // namespace outboard
+
+#endif  // OUTBOARD_OFFLOAD_WEIGHT_RETURN_H_
