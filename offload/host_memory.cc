@@ -17,9 +17,6 @@ namespace outboard {
 namespace {
 
 constexpr const char* kWho = "HostMemory";
-// Registration works on whole slabs, several at the same time: large enough to be few, small enough
-// to be many.
-constexpr size_t kSlabBytes = size_t{1} << 30;
 constexpr size_t kSmallAlignment = 64;
 constexpr size_t kBigAlignment = 4096;
 constexpr size_t kBigArrayBytes = size_t{256} << 10;
@@ -49,8 +46,11 @@ size_t alignment_of_array(size_t bytes) {
 
 }  // namespace
 
-HostMemory::HostMemory(std::shared_ptr<Device> device, bool pin, int threads)
-    : device_(std::move(device)), pin_(pin && device_ != nullptr), threads_(threads) {}
+HostMemory::HostMemory(std::shared_ptr<Device> device, bool pin, int threads, size_t slab_bytes)
+    : device_(std::move(device)),
+      pin_(pin && device_ != nullptr),
+      threads_(threads),
+      slab_bytes_(slab_bytes) {}
 
 HostMemory::~HostMemory() { unpin(slabs_); }
 
@@ -89,7 +89,7 @@ std::vector<HostMemory::Slab> HostMemory::plan_slabs() {
       HostArray::Place& place = places_[i];
       if (place.transfer != transfer || place.bytes == 0) continue;
       const size_t alignment = alignment_of_array(place.bytes);
-      if (!is_open || round_up(slabs.back().bytes, alignment) + place.bytes > kSlabBytes) {
+      if (!is_open || round_up(slabs.back().bytes, alignment) + place.bytes > slab_bytes_) {
         slabs.push_back({.transfer = transfer});
         is_open = true;
       }

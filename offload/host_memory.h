@@ -49,15 +49,18 @@ class HostArray {
 };
 
 /// Arrays in anonymous memory that is returned when this object goes. Reserve everything that is
-/// known, then commit once: what is committed together is packed into slabs of about 1 GiB, each
+/// known, then commit once: what is committed together is packed into slabs, each
 /// registered as one range, and no array straddles two. Arrays begin at multiples of 64 bytes,
 /// those of 256 KiB or more at multiples of 4096. Not thread safe; the arrays themselves are plain
 /// memory.
 class HostMemory {
  public:
   /// `device` (may be null: nothing is ever pinned) registers transfer arrays if `pin`. `threads`
-  /// touch and register; 0: one per core that the process may use.
-  explicit HostMemory(std::shared_ptr<Device> device = nullptr, bool pin = true, int threads = 0);
+  /// touch and register; 0: one per core that the process may use. Arrays share a slab up to
+  /// `slab_bytes`: registration works on whole slabs, several at the same time, so they are large
+  /// enough to be few and small enough to be many.
+  explicit HostMemory(std::shared_ptr<Device> device = nullptr, bool pin = true, int threads = 0,
+                      size_t slab_bytes = size_t{1} << 30);
   /// Unpins and unmaps. No copy from or to the arrays may be in flight.
   ~HostMemory();
   HostMemory(const HostMemory&) = delete;
@@ -104,6 +107,7 @@ class HostMemory {
   std::shared_ptr<Device> device_;
   bool pin_;
   int threads_;
+  size_t slab_bytes_;
   std::deque<HostArray::Place> places_;  // a deque: HostArray points into it
   size_t committed_places_ = 0;
   size_t pending_bytes_ = 0;

@@ -50,6 +50,12 @@ std::chrono::steady_clock::time_point SimulatedEvent::time() const {
   return time_;
 }
 
+uint64_t simulated_delay(const SimulatedDeviceOptions& options, uint64_t number, uint64_t index) {
+  if (options.max_delay_microseconds <= 0) return 0;
+  const uint64_t drawn = splitmix64(splitmix64(options.seed ^ splitmix64(number)) + index);
+  return drawn % (static_cast<uint64_t>(options.max_delay_microseconds) + 1);
+}
+
 SimulatedStream::SimulatedStream(const SimulatedDeviceOptions& options, uint64_t number)
     : options_(options), number_(number), thread_([this] { serve(); }) {}
 
@@ -128,11 +134,9 @@ void SimulatedStream::run(const Item& item) {
 }
 
 void SimulatedStream::delay() {
-  if (options_.max_delay_microseconds <= 0) return;
-  const uint64_t drawn = splitmix64(splitmix64(options_.seed ^ splitmix64(number_)) + executed_++);
-  const uint64_t most = static_cast<uint64_t>(options_.max_delay_microseconds);
+  const uint64_t microseconds = simulated_delay(options_, number_, executed_++);
   // The simulated latency itself, not a way to order anything.
-  std::this_thread::sleep_for(std::chrono::microseconds(drawn % (most + 1)));
+  if (microseconds > 0) std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
 }
 
 }  // namespace outboard

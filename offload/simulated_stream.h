@@ -39,12 +39,17 @@ class SimulatedEvent final : public Event {
   std::chrono::steady_clock::time_point time_;
 };
 
+/// Microseconds by which work `index` of stream `number` is delayed: a function of its arguments,
+/// in [0, options.max_delay_microseconds].
+[[nodiscard]] uint64_t simulated_delay(const SimulatedDeviceOptions& options, uint64_t number,
+                                       uint64_t index);
+
 /// A thread with a list of work. Like a CUDA stream it does not recover: what follows failed work
 /// is not run, and every later event carries the failure. Any thread may enqueue; destruction first
 /// finishes everything.
 class SimulatedStream {
  public:
-  /// Work number n of stream `number` is delayed by a function of (options.seed, number, n).
+  /// Work n of this stream, counted from 0, is delayed by simulated_delay(options, number, n).
   SimulatedStream(const SimulatedDeviceOptions& options, uint64_t number);
   ~SimulatedStream();
   SimulatedStream(const SimulatedStream&) = delete;

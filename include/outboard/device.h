@@ -100,14 +100,15 @@ class Device {
 /// The CUDA device `index`. Throws Error(kDevice) if it does not exist or the build has no CUDA.
 [[nodiscard]] std::shared_ptr<Device> make_cuda_device(int index);
 
-/// How the fake device delays its copies. Delays are drawn per copy from a generator seeded with
-/// `seed`.
+/// How the fake device delays what is enqueued on its queues and streams. Delays are a function of
+/// (seed, queue, index in the queue).
 struct SimulatedDeviceOptions {
   uint64_t seed = 0;
   int max_delay_microseconds =
-      0;  ///< each copy waits a random time up to this before it touches memory
-  bool poison_targets = false;  ///< fills a copy's target with 0xFF bytes when the copy is
-                                ///< enqueued, so that a reader that did not wait sees NaN
+      0;  ///< each copy or kernel waits a random time up to this before it touches memory
+  bool poison_targets = false;  ///< fills a copy's target with 0xFF bytes when the copy's turn has
+                                ///< come, before the delay, so that a reader that did not wait sees
+                                ///< NaN
 };
 
 /// The fake device: "device memory" is host memory, every queue and stream is a thread that works
