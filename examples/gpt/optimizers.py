@@ -7,8 +7,9 @@ that it is compared with.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,8 +80,10 @@ def make_recipe(name: str, learning_rate: float | None, clip: float, width: int)
 
 
 def _find_class(name: str) -> type[torch.optim.Optimizer]:
-    if name.lower() == "lion":
-        return Lion
+    if name.lower() == "lion":  # torch has none
+        import outboard
+
+        return outboard.Lion
     classes = {
         key.lower(): value
         for key, value in vars(torch.optim).items()
@@ -116,12 +119,9 @@ class OutboardUpdater:
 
         parameters = list(model.parameters())
         is_half = parameters[0].dtype == torch.float16
-        optimizer_class = recipe.optimizer_class
-        if optimizer_class is Lion:
-            optimizer_class = outboard.Lion
         self.optimizer = outboard.CPUOffloadOptimizer(
             recipe.groups(parameters),
-            optimizer_class,
+            recipe.optimizer_class,
             offload_gradients=offload_gradients,
             state_format=state_format,
             master=master,
@@ -148,7 +148,7 @@ class OutboardUpdater:
     def finish(self) -> dict[str, float]:
         """Waits for the last weights and returns the optimizer's figures."""
         self.optimizer.synchronize()
-        return dict(self.optimizer.stats())
+        return dataclasses.asdict(self.optimizer.stats().memory)
 
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
@@ -223,28 +223,3 @@ class TorchUpdater:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
-
-
-class Lion(torch.optim.Optimizer):
-    """Lion in plain torch, for the comparison; outboard has a native rule of the same name."""
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        del closure
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for weight in (p for p in group["params"] if p.grad is not None):
-                average = self.state[weight].setdefault("exp_avg", torch.zeros_like(weight))
-                direction = average.lerp(weight.grad, 1 - beta1).sign_()
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(direction, alpha=-group["lr"])
-                average.lerp_(weight.grad, 1 - beta2)

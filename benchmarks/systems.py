@@ -1,0 +1,140 @@
+"""The systems that offload.py compares: how each one is constructed and how it takes a step.
+
+A case is a system with its options. Construction happens in the process that runs the case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+LEARNING_RATE = 1e-5
+WEIGHT_DECAY = 0.01
+
+
+@dataclass(frozen=True)
+class Case:
+    """One system with one choice of options; `clip` is the largest gradient norm, 0 for off."""
+
+    system: str  # "none", "outboard", "torch" or "torchao"
+    clip: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _outboard(clip: float = 0.0, **options: Any) -> Case:
+    return Case("outboard", clip, options)
+
+
+# bf16 state without a master is what torchao's optimizer keeps for a bf16 model.
+_TORCHAO_LIKE = {"state_format": "bf16", "master": "none"}
+_USUAL, _TINY = 1.0, 1e-3  # every gradient's norm is above the second; results give the factor
+
+CASES: dict[str, Case] = {
+    "noopt": Case("none"),
+    "fp32-clip": _outboard(_USUAL),
+    "fp32": _outboard(),
+    "fp32-clip-fires": _outboard(_TINY),
+    "fp32-clip-grad": _outboard(_USUAL, offload_gradients=True),
+    "fp32-grad": _outboard(offload_gradients=True),
+    "fp32-master32-clip": _outboard(_USUAL, master="fp32"),
+    "bf16-clip": _outboard(_USUAL, state_format="bf16"),
+    "bf16-nomaster": _outboard(**_TORCHAO_LIKE),
+    "bf16-nomaster-clip": _outboard(_USUAL, **_TORCHAO_LIKE),
+    "bf16-nomaster-grad": _outboard(offload_gradients=True, **_TORCHAO_LIKE),
+    "torch-fused": Case("torch"),
+    "torch-fused-clip": Case("torch", _USUAL),
+    "torchao": Case("torchao"),
+    "torchao-grad": Case("torchao", options={"offload_gradients": True}),
+}
+
+
+class NotInstalled(Exception):
+    """The case needs a package or a device that is not here."""
+
+
+class System:
+    """One constructed system. `step` leaves the model without gradients."""
+
+    def __init__(self, step: Callable[[], None], optimizer: Any = None) -> None:
+        self.step = step
+        self._optimizer = optimizer
+
+    def stats(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
+        """Memory, the last step and elements by placement; empty for systems without figures."""
+        if self._optimizer is None:
+            return {}, {}, {}
+        stats = self._optimizer.stats()
+        return dataclasses.asdict(stats.memory), dataclasses.asdict(stats.step), stats.elements
+
+
+def make_system(case: Case, model: nn.Module, extra: dict[str, Any]) -> System:
+    """Constructs the case's optimizer for `model`; `extra` are more options for outboard.
+
+    Raises NotInstalled if the case cannot run on this machine.
+    """
+    parameters = list(model.parameters())
+    if case.system == "none":
+        return _no_optimizer(parameters)
+    if case.system == "outboard":
+        return _make_outboard(case, parameters, extra)
+    optimizer = _make_peer(case, parameters)
+
+    def step() -> None:
+        if case.clip:
+            nn.utils.clip_grad_norm_(parameters, case.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return System(step)
+
+
+def free_gradients_in_hook(parameters: list[nn.Parameter]) -> list[Any]:
+    """Makes every gradient vanish as soon as it is complete; returns the hooks' handles."""
+
+    def forget(parameter: torch.Tensor) -> None:
+        parameter.grad = None
+
+    return [p.register_post_accumulate_grad_hook(forget) for p in parameters]
+
+
+def _no_optimizer(parameters: list[nn.Parameter]) -> System:
+    free_gradients_in_hook(parameters)
+    return System(lambda: None)
+
+
+def _make_outboard(case: Case, parameters: list[nn.Parameter], extra: dict[str, Any]) -> System:
+    import outboard
+
+    optimizer = outboard.CPUOffloadOptimizer(
+        parameters,
+        torch.optim.AdamW,
+        max_grad_norm=case.clip or None,
+        lr=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        **(case.options | extra),
+    )
+
+    def step() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return System(step, optimizer)
+
+
+def _make_peer(case: Case, parameters: list[nn.Parameter]) -> Any:
+    keywords = {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY}
+    if case.system == "torch":
+        return torch.optim.AdamW(parameters, fused=True, **keywords)
+    if parameters[0].device.type != "cuda":
+        raise NotInstalled("torchao's CPUOffloadOptimizer needs a GPU")
+    try:
+        from torchao.optim import CPUOffloadOptimizer
+    except ImportError as error:
+        raise NotInstalled(f"torchao cannot be imported: {error}") from error
+    # It adds fused=True for torch's AdamW by itself.
+    return CPUOffloadOptimizer(parameters, torch.optim.AdamW, **case.options, **keywords)
