@@ -1,0 +1,67 @@
+"""What the optimizer reports about its memory and its last step. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Bytes held, by kind."""
+
+    host_weights: int = 0  # host images of device weights
+    host_masters: int = 0  # low halves and fp32 masters
+    host_state: int = 0
+    host_gradients: int = 0
+    host_accumulators: int = 0  # fp32 sums over micro-batches
+    host_staging: int = 0
+    host_pinned: int = 0  # how much of the above is registered with the device
+    device_state: int = 0  # state and masters of resident parameters
+    device_workspace: int = 0
+
+    @property
+    def host(self) -> int:
+        """All host bytes."""
+        kinds = ("weights", "masters", "state", "gradients", "accumulators", "staging")
+        return sum(getattr(self, f"host_{kind}") for kind in kinds)
+
+    @property
+    def device(self) -> int:
+        """All device bytes."""
+        return self.device_state + self.device_workspace
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """Seconds of the last step, and counters."""
+
+    waiting_for_gradients: float = 0.0
+    updating: float = 0.0
+    returning: float = 0.0
+    exposed: float = 0.0  # device time between the end of backward and the last weight's return
+    in_step: float = 0.0  # host time inside step()
+    gradient_norm: float = 0.0  # of the unscaled gradient; 0 when nothing asked for it
+    clip_factor: float = 1.0
+    steps: int = 0
+    skipped_steps: int = 0
+    resent_gradients: int = 0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Memory, the last step, and how many elements each placement holds."""
+
+    memory: MemoryStats
+    step: StepStats
+    elements: dict[str, int] = field(default_factory=dict)  # "host", "resident", "cpu"
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, float], elements: dict[str, int]) -> Stats:
+        """Sorts the native library's flat values into their places."""
+
+        def fill(part):
+            kinds = {f.name: type(f.default) for f in fields(part)}
+            return part(**{name: kind(flat[name]) for name, kind in kinds.items() if name in flat})
+
+        return cls(fill(MemoryStats), fill(StepStats), elements)
