@@ -25,11 +25,14 @@ constexpr size_t kHugeSlabBytes = size_t{4} << 20;
 constexpr size_t kMostBytes = std::numeric_limits<size_t>::max() / 4;
 
 std::string readable(size_t bytes) {
+  constexpr size_t kMiB = size_t{1} << 20;
+  constexpr size_t kGiB = size_t{1} << 30;
   std::ostringstream text;
-  text << bytes << " bytes";
-  if (bytes >= size_t{1} << 20) {
-    text << " (" << std::fixed << std::setprecision(2)
-         << static_cast<double>(bytes) / static_cast<double>(size_t{1} << 30) << " GiB)";
+  text << bytes << " bytes" << std::fixed << std::setprecision(2);
+  if (bytes >= kGiB) {
+    text << " (" << static_cast<double>(bytes) / static_cast<double>(kGiB) << " GiB)";
+  } else if (bytes >= kMiB) {
+    text << " (" << static_cast<double>(bytes) / static_cast<double>(kMiB) << " MiB)";
   }
   return text.str();
 }
