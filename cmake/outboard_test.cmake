@@ -2,12 +2,18 @@
 # alone, what must not compile does not.
 include(GoogleTest)
 
-# Adds the binary test_<folder> from tests/<folder>/*.cc, linked to LIBRARIES. Tests whose name holds
+# Adds the binary test_<folder> from tests/<folder>/*.cc (cuda_*.cc only with CUDA, no_cuda_*.cc only
+# without), linked to LIBRARIES. Tests whose name holds
 # Gpu or Cuda, or all of them with GPU, carry the label gpu, the others cpu.
 function(outboard_test folder)
   cmake_parse_arguments(PARSE_ARGV 1 arg "GPU" "" "LIBRARIES")
   file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/${folder}/*.cc")
   file(GLOB shared CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.cc")
+  if(OUTBOARD_HAS_CUDA)
+    list(FILTER sources EXCLUDE REGEX "/no_cuda_[^/]*$")
+  else()
+    list(FILTER sources EXCLUDE REGEX "/cuda_[^/]*$")
+  endif()
   if(NOT sources OR NOT folder IN_LIST OUTBOARD_TEST_FOLDERS)
     return()
   endif()

@@ -145,14 +145,15 @@ class StepLauncher::Impl {
   void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
               cudaStream_t stream) {
     check_key(key);
-    if (parameters.empty()) return;
+    const auto first = std::find_if(parameters.begin(), parameters.end(),
+                                    [](const auto& parameter) { return parameter.elements > 0; });
+    if (first == parameters.end()) return;
+    const uint32_t states = state_mask(*first);
     for (size_t i = 0; i < parameters.size(); ++i) {
-      if (parameters[i].elements == 0) continue;
-      check_parameter(key, parameters[i], i, state_mask(parameters.front()));
+      if (parameters[i].elements > 0) check_parameter(key, parameters[i], i, states);
     }
-    TableSlot& slot = table_for(parameters, stream);
+    TableSlot& slot = table_for(parameters, states, stream);
     slot.last_use = ++clock_;
-    if (slot.table.block_count == 0) return;
     // The copy may have been enqueued on another stream than this launch.
     slot.uploaded.block_stream(stream);
     rule_launcher(key.rule)(key, slot.table, stream);
@@ -160,7 +161,8 @@ class StepLauncher::Impl {
   }
 
  private:
-  TableSlot& table_for(std::span<const DeviceParameter> parameters, cudaStream_t stream) {
+  TableSlot& table_for(std::span<const DeviceParameter> parameters, uint32_t states,
+                       cudaStream_t stream) {
     for (TableSlot& slot : slots_) {
       if (slot.parameters.size() == parameters.size() &&
           std::memcmp(slot.parameters.data(), parameters.data(), parameters.size_bytes()) == 0) {
@@ -170,14 +172,14 @@ class StepLauncher::Impl {
     TableSlot& oldest = *std::min_element(
         slots_.begin(), slots_.end(),
         [](const TableSlot& a, const TableSlot& b) { return a.last_use < b.last_use; });
-    upload(oldest, parameters, stream);
+    upload(oldest, parameters, states, stream);
     return oldest;
   }
 
   // Order: the host waits until the previous copy out of the pinned image is done (it is, unless
   // kTableSlots tables were sent within one copy's time); the stream waits until the last kernel
   // that reads the device table is done; only then is either overwritten.
-  static void upload(TableSlot& slot, std::span<const DeviceParameter> parameters,
+  static void upload(TableSlot& slot, std::span<const DeviceParameter> parameters, uint32_t states,
                      cudaStream_t stream) {
     slot.parameters.clear();  // whatever fails below, a half-made table is never found again
     slot.uploaded.block_host();
@@ -195,7 +197,7 @@ class StepLauncher::Impl {
                   .blocks = reinterpret_cast<const BlockWork*>(slot.memory.device() +
                                                                parameters.size_bytes()),
                   .block_count = static_cast<uint32_t>(blocks),
-                  .state_mask = state_mask(parameters.front())};
+                  .state_mask = states};
     slot.parameters.assign(parameters.begin(), parameters.end());
   }
 
