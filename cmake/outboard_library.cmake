@@ -1,9 +1,15 @@
 # One static library per folder, compiled the same way.
 
-# Sets `out` to the files of the current folder that match the patterns, re-checked at every build.
+# Sets `out` to the files of a folder that match the patterns, re-checked at every build. A name says
+# what a file needs: *.cu and cuda_* are left out without CUDA, no_cuda* with it.
 function(outboard_sources out)
   list(TRANSFORM ARGN PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/")
   file(GLOB files CONFIGURE_DEPENDS ${ARGN})
+  if(OUTBOARD_HAS_CUDA)
+    list(FILTER files EXCLUDE REGEX "/no_cuda[^/]*$")
+  else()
+    list(FILTER files EXCLUDE REGEX "/cuda_[^/]*$|\\.cu$")
+  endif()
   set(${out} "${files}" PARENT_SCOPE)
 endfunction()
 
