@@ -58,9 +58,9 @@ struct GradientSource {
 
 /// What one step is made with. Hyper-parameters may differ at every step.
 struct StepRequest {
-  std::vector<std::vector<double>> hyper;  ///< per group, in the rule's catalogue order
-  std::vector<uint32_t> group_of;          ///< per parameter; empty: all in group 0
-  double max_gradient_norm = 0;            ///< 0: off
+  std::vector<std::vector<double>> hyper = {};  ///< per group, in the rule's catalogue order
+  std::vector<uint32_t> group_of = {};          ///< per parameter; empty: all in group 0
+  double max_gradient_norm = 0;                 ///< 0: off
   const float* loss_scale =
       nullptr;  ///< device (or host) fp32: gradients are divided by it; null: 1
   const float* found_inf =

@@ -1,0 +1,137 @@
+// The engine in terms of tensors: hooks, versions, shapes, streams. Both faces, Python's and C++'s,
+// are thin layers over this one class. No arithmetic on elements and no decision about order lives
+// here.
+#ifndef OUTBOARD_OFFLOAD_TORCH_TENSOR_ENGINE_H_
+#define OUTBOARD_OFFLOAD_TORCH_TENSOR_ENGINE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "outboard/engine.h"
+
+namespace outboard {
+
+/// One parameter of a state dict: torch's names, plus "step" and "master".
+using TensorMap = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// How parameters of one group are added.
+struct TensorGroup {
+  std::vector<at::Tensor>
+      tensors;  ///< leaves, dense without overlap, all CUDA tensors on one device
+  std::vector<std::string> names;  ///< for messages; one each
+  std::vector<bool> is_resident;   ///< keep state beside the weight on the device; one each
+  std::string rule;                ///< a catalogue name; empty: the caller computes the update
+  std::vector<double> hyper;       ///< in catalogue order
+  std::string state_format = "fp32";
+  std::string master = "auto";  ///< "auto", "split", "fp32", "none" (stochastic rounding for bf16)
+};
+
+/// Holds the parameters' tensors and watches their gradients. CUDA parameters are offloaded or
+/// resident, CPU parameters are updated in place. Called by one thread; the hooks run on autograd's
+/// threads.
+class TensorEngine {
+ public:
+  /// `simulated`: CPU parameters are treated as if they lay on this kind of fake device.
+  TensorEngine(const EngineOptions& options, std::optional<SimulatedDeviceOptions> simulated = {});
+  /// Removes the hooks and waits for everything under way.
+  ~TensorEngine();
+  TensorEngine(const TensorEngine&) = delete;
+  TensorEngine& operator=(const TensorEngine&) = delete;
+
+  /// Registers the group's parameters; the index of the first. Throws Error before anything
+  /// changed.
+  size_t add_parameters(const TensorGroup& group);
+
+  /// Sends every gradient that was not sent or was changed since, and starts the step (see
+  /// Engine::begin_step). `grad_scale` and `found_inf` are fp32 tensors of one element. Empty
+  /// `group_of`: one group.
+  bool begin_step(std::vector<std::vector<double>> hyper, std::vector<uint32_t> group_of,
+                  double max_gradient_norm, const at::Tensor& grad_scale,
+                  const at::Tensor& found_inf);
+  /// See Engine::finish_step; bumps the versions of the weights that changed.
+  void finish_step();
+  [[nodiscard]] std::vector<size_t> active_parameters() const;
+
+  /// For parameters without a rule. The gradient is an fp32 copy, unscaled and clipped; blocks
+  /// until it arrived. The weight is a live fp32 view of the master. Both have the parameter's
+  /// shape and lie in host memory.
+  [[nodiscard]] at::Tensor host_gradient(size_t parameter);
+  [[nodiscard]] at::Tensor host_weight(size_t parameter);
+  /// Rounds the host weight to the parameter's type and enqueues its copy to the device.
+  void return_weight(size_t parameter);
+
+  /// Norm of all pending gradients divided by the scale; blocks for them.
+  double gradient_norm(const at::Tensor& grad_scale);
+  void discard_gradients();
+  /// While true, backwards without offload_gradients send nothing: they are not the last ones.
+  void set_accumulating(bool is_accumulating) { is_accumulating_ = is_accumulating; }
+  void synchronize();
+  /// Installs hooks on parameters that require gradients only now.
+  void refresh_hooks();
+
+  /// Live views on a parameter's state, empty before its first update; "step" is a copy. Call
+  /// synchronize() first.
+  [[nodiscard]] TensorMap state(size_t parameter);
+  /// Checks every entry of every map, then copies all of them in. Missing optional states and
+  /// masters stay as they are.
+  void load_states(const std::vector<size_t>& parameters, const std::vector<TensorMap>& states);
+  /// Forgets a parameter's state: the next update is its first.
+  void reset_state(size_t parameter);
+
+  /// "host", "resident" or "cpu".
+  [[nodiscard]] std::string placement(size_t parameter) const;
+  /// "weight", "split", "fp32" or "none".
+  [[nodiscard]] std::string master_format(size_t parameter) const;
+  [[nodiscard]] size_t parameter_count() const { return slots_.size(); }
+  [[nodiscard]] MemoryStats memory() const;
+  [[nodiscard]] StepStats stats() const;
+  [[nodiscard]] std::vector<std::string> take_warnings();
+
+ private:
+  class Hook;
+  /// What is known of one parameter's tensor.
+  struct Slot {
+    at::Tensor tensor;
+    std::string name;
+    std::shared_ptr<Hook> hook = {};
+    void* weight = nullptr;         // where it lay when last looked at
+    int64_t weight_version = -1;    // and its version then
+    at::Tensor sent_gradient = {};  // the gradient that was sent last for the step to come
+    int64_t sent_version = -1;
+  };
+
+  void start_engine(const TensorGroup& group);
+  [[nodiscard]] ParameterSpec spec_of(const TensorGroup& group, size_t i) const;
+  void on_gradient(size_t parameter);
+  void send(size_t parameter, const at::Tensor& gradient);
+  void send_pending();
+  void check_gradient(const Slot& slot, const at::Tensor& gradient) const;
+  void notice_changed_weights();
+  void rethrow_hook_failure();
+  [[nodiscard]] bool is_offloaded(const Slot& slot) const;
+  [[nodiscard]] ComputeStream stream() const;
+  [[nodiscard]] at::Tensor view_of(size_t parameter, void* data, at::ScalarType type) const;
+  [[nodiscard]] at::Device state_device(size_t parameter) const;
+  void check_state(size_t parameter, const TensorMap& state) const;
+  void load_state(size_t parameter, const TensorMap& state);
+
+  EngineOptions options_;
+  std::optional<SimulatedDeviceOptions> simulated_;
+  std::optional<at::Device> device_;  // of the offloaded and resident parameters
+  std::shared_ptr<Engine> engine_;    // views of state keep it alive
+  std::vector<Slot> slots_;
+  std::atomic<bool> is_accumulating_ = false;
+  int64_t resent_gradients_ = 0;
+  mutable std::mutex hook_mutex_;
+  std::exception_ptr hook_failure_;
+};
+
+}  // namespace outboard
+
+#endif  // OUTBOARD_OFFLOAD_TORCH_TENSOR_ENGINE_H_

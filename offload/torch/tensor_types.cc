@@ -1,0 +1,115 @@
+// Conversions and checks; see tensor_types.h.
+#include "offload/torch/tensor_types.h"
+
+#include <ATen/ATen.h>
+
+#include <sstream>
+
+#include "outboard/error.h"
+
+namespace outboard {
+
+DType dtype_of(at::ScalarType type, std::string_view name) {
+  switch (type) {
+    case at::kFloat:
+      return DType::kF32;
+    case at::kBFloat16:
+      return DType::kBF16;
+    case at::kHalf:
+      return DType::kF16;
+    default:
+      fail(ErrorKind::kType, kWho, "parameter ", name, " has dtype ", c10::toString(type),
+           "; float32, bfloat16 and float16 are supported: convert the model");
+  }
+}
+
+at::ScalarType scalar_type_of(DType type) {
+  return type == DType::kF32 ? at::kFloat : type == DType::kBF16 ? at::kBFloat16 : at::kHalf;
+}
+
+at::ScalarType scalar_type_of(Format format) {
+  return format == Format::kF32 ? at::kFloat : at::kBFloat16;
+}
+
+std::string_view name_of(MasterFormat format) {
+  switch (format) {
+    case MasterFormat::kWeight:
+      return "weight";
+    case MasterFormat::kSplit:
+      return "split";
+    case MasterFormat::kF32:
+      return "fp32";
+    case MasterFormat::kStochastic:
+      return "none";
+  }
+  return "";
+}
+
+MasterFormat master_named(std::string_view word, DType type, bool has_rule, std::string_view name) {
+  if (word != "auto" && word != "split" && word != "fp32" && word != "none") {
+    fail(ErrorKind::kValue, kWho, "master is \"", word,
+         "\"; give \"auto\", \"split\", \"fp32\" or \"none\"");
+  }
+  if (type == DType::kF32) return MasterFormat::kWeight;  // the weight is its own master
+  if (word == "fp32" || (word == "auto" && (!has_rule || type == DType::kF16))) {
+    return MasterFormat::kF32;
+  }
+  if (!has_rule) {
+    fail(ErrorKind::kValue, kWho, "master \"", word, "\" of ", name,
+         " needs a native rule; an optimizer class without one is run on fp32 masters: give "
+         "master=\"auto\" or \"fp32\"");
+  }
+  if (type == DType::kF16) {
+    fail(ErrorKind::kValue, kWho, "master \"", word, "\" of the float16 parameter ", name,
+         " does not exist; give master=\"auto\" or \"fp32\"");
+  }
+  return word == "none" ? MasterFormat::kStochastic : MasterFormat::kSplit;
+}
+
+std::string describe(const at::Tensor& tensor) {
+  std::ostringstream text;
+  text << c10::toString(tensor.scalar_type()) << tensor.sizes() << " on " << tensor.device().str();
+  return text.str();
+}
+
+bool is_dense(const at::Tensor& tensor) { return tensor.is_non_overlapping_and_dense(); }
+
+void check_parameter(const at::Tensor& tensor, std::string_view name) {
+  if (tensor.layout() != at::kStrided) {
+    fail(ErrorKind::kValue, kWho, "parameter ", name, " is sparse; dense parameters are supported");
+  }
+  if (!is_dense(tensor)) {
+    fail(ErrorKind::kValue, kWho, "parameter ", name, " with strides of ", describe(tensor),
+         " has gaps or shares elements; make it contiguous before making the optimizer");
+  }
+  if (!tensor.is_leaf()) {
+    fail(ErrorKind::kValue, kWho, "parameter ", name,
+         " is computed from other tensors; give leaf tensors");
+  }
+}
+
+LossScale::LossScale(const at::Tensor& loss_scale, const at::Tensor& found_inf)
+    : loss_scale_(loss_scale), found_inf_(found_inf) {
+  for (at::Tensor* tensor : {&loss_scale_, &found_inf_}) {
+    if (!tensor->defined()) continue;
+    if (tensor->numel() != 1) {
+      fail(ErrorKind::kValue, kWho, "grad_scale or found_inf is ", describe(*tensor),
+           "; each must be one element");
+    }
+    *tensor = tensor->to(at::kFloat);
+  }
+  if (loss_scale_.defined() && found_inf_.defined())
+    found_inf_ = found_inf_.to(loss_scale_.device());
+}
+
+Memory LossScale::memory() const {
+  const bool on_device = (loss_scale_.defined() && loss_scale_.is_cuda()) ||
+                         (found_inf_.defined() && found_inf_.is_cuda());
+  return on_device ? Memory::kDevice : Memory::kHost;
+}
+
+const float* LossScale::pointer(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
+}
+
+}  // namespace outboard

@@ -1,0 +1,57 @@
+// Between torch's vocabulary and outboard's: element types, names of masters, checks and
+// descriptions of tensors.
+#ifndef OUTBOARD_OFFLOAD_TORCH_TENSOR_TYPES_H_
+#define OUTBOARD_OFFLOAD_TORCH_TENSOR_TYPES_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <string_view>
+
+#include "outboard/engine.h"
+
+namespace outboard {
+
+/// Who speaks in the messages of this folder.
+inline constexpr std::string_view kWho = "CPUOffloadOptimizer";
+
+/// Throws Error(kType) naming the parameter for types other than float32, bfloat16 and float16.
+[[nodiscard]] DType dtype_of(at::ScalarType type, std::string_view name);
+[[nodiscard]] at::ScalarType scalar_type_of(DType type);
+[[nodiscard]] at::ScalarType scalar_type_of(Format format);
+
+/// "weight", "split", "fp32", "none".
+[[nodiscard]] std::string_view name_of(MasterFormat format);
+
+/// The master that a user's word stands for: "auto", "split", "fp32", "none". Parameters without a
+/// rule are updated in fp32 by the caller and need an fp32 master. Throws Error(kValue).
+[[nodiscard]] MasterFormat master_named(std::string_view word, DType type, bool has_rule,
+                                        std::string_view name);
+
+/// "float32[64, 64] on cuda:0".
+[[nodiscard]] std::string describe(const at::Tensor& tensor);
+
+/// Every element has its own memory and there are no gaps, in any dimension order.
+[[nodiscard]] bool is_dense(const at::Tensor& tensor);
+
+/// Throws Error unless outboard can update the tensor in place: a strided, dense leaf.
+void check_parameter(const at::Tensor& tensor, std::string_view name);
+
+/// The two one-element tensors of a gradient scaler, as the engine wants them; keeps them alive.
+class LossScale {
+ public:
+  /// Undefined tensors are absent. Throws Error(kValue) for tensors of more than one element.
+  LossScale(const at::Tensor& loss_scale, const at::Tensor& found_inf);
+  [[nodiscard]] const float* loss_scale() const { return pointer(loss_scale_); }
+  [[nodiscard]] const float* found_inf() const { return pointer(found_inf_); }
+  [[nodiscard]] Memory memory() const;
+
+ private:
+  [[nodiscard]] static const float* pointer(const at::Tensor& tensor);
+  at::Tensor loss_scale_;
+  at::Tensor found_inf_;
+};
+
+}  // namespace outboard
+
+#endif  // OUTBOARD_OFFLOAD_TORCH_TENSOR_TYPES_H_

@@ -1,0 +1,251 @@
+// What Python sees: torch.classes.outboard.TensorEngine and a few look-up functions in
+// torch.ops.outboard. Translates types and errors; holds no logic.
+#include <c10/util/Exception.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include "cpu_kernels/targets.h"
+#include "offload/torch/tensor_engine.h"
+#include "outboard/error.h"
+
+namespace outboard {
+namespace {
+
+using StateDict = c10::Dict<std::string, at::Tensor>;
+
+// Python gets ValueError, TypeError, torch.OutOfMemoryError or RuntimeError with the library's own
+// message.
+template <class Call>
+auto translated(Call call) -> decltype(call()) {
+  try {
+    return call();
+  } catch (const Error& error) {
+    switch (error.kind()) {
+      case ErrorKind::kValue:
+        TORCH_CHECK_VALUE(false, error.what());
+      case ErrorKind::kType:
+        TORCH_CHECK_TYPE(false, error.what());
+      case ErrorKind::kMemory:
+        TORCH_CHECK_WITH(OutOfMemoryError, false, error.what());
+      default:
+        TORCH_CHECK(false, error.what());
+    }
+  }
+  throw;  // not reached: every case above throws
+}
+
+StateDict to_dict(const TensorMap& map) {
+  StateDict dict;
+  for (const auto& [key, value] : map) dict.insert(key, value);
+  return dict;
+}
+
+TensorMap to_map(const StateDict& dict) {
+  TensorMap map;
+  for (const auto& entry : dict) map.emplace_back(entry.key(), entry.value());
+  return map;
+}
+
+class TensorEngineHolder : public torch::CustomClassHolder {
+ public:
+  TensorEngineHolder(bool offload_gradients, bool skip_nonfinite, int64_t threads, bool pin_memory,
+                     int64_t seed, int64_t chunk_elements, const std::vector<int64_t>& simulate) {
+    EngineOptions options{.offload_gradients = offload_gradients,
+                          .skip_nonfinite = skip_nonfinite,
+                          .threads = static_cast<int>(threads),
+                          .pin_memory = pin_memory,
+                          .seed = static_cast<uint64_t>(seed)};
+    if (chunk_elements > 0) options.chunk_elements = static_cast<size_t>(chunk_elements);
+    std::optional<SimulatedDeviceOptions> simulated;
+    if (!simulate.empty()) {
+      TORCH_CHECK_VALUE(simulate.size() == 3, "[CPUOffloadOptimizer] simulate has ",
+                        simulate.size(), " entries; give [seed, max_delay_microseconds, poison]");
+      simulated = {.seed = static_cast<uint64_t>(simulate[0]),
+                   .max_delay_microseconds = static_cast<int>(simulate[1]),
+                   .poison_targets = simulate[2] != 0};
+    }
+    engine_ = std::make_unique<TensorEngine>(options, simulated);
+  }
+
+  int64_t add_parameters(std::vector<at::Tensor> tensors, std::vector<std::string> names,
+                         const c10::List<bool>& resident, std::string rule,
+                         std::vector<double> hyper, std::string state_format, std::string master) {
+    return translated([&] {
+      return static_cast<int64_t>(
+          engine_->add_parameters({.tensors = std::move(tensors),
+                                   .names = std::move(names),
+                                   .is_resident = {resident.begin(), resident.end()},
+                                   .rule = std::move(rule),
+                                   .hyper = std::move(hyper),
+                                   .state_format = std::move(state_format),
+                                   .master = std::move(master)}));
+    });
+  }
+
+  bool begin_step(std::vector<std::vector<double>> hyper, std::vector<int64_t> group_of,
+                  double max_grad_norm, const std::optional<at::Tensor>& grad_scale,
+                  const std::optional<at::Tensor>& found_inf) {
+    return translated([&] {
+      return engine_->begin_step(std::move(hyper), {group_of.begin(), group_of.end()},
+                                 max_grad_norm, grad_scale.value_or(at::Tensor()),
+                                 found_inf.value_or(at::Tensor()));
+    });
+  }
+
+  void finish_step() {
+    translated([&] { engine_->finish_step(); });
+  }
+
+  std::vector<int64_t> active() const {
+    const auto active = engine_->active_parameters();
+    return {active.begin(), active.end()};
+  }
+
+  at::Tensor host_gradient(int64_t parameter) {
+    return translated([&] { return engine_->host_gradient(parameter); });
+  }
+  at::Tensor host_weight(int64_t parameter) {
+    return translated([&] { return engine_->host_weight(parameter); });
+  }
+  void return_weight(int64_t parameter) {
+    translated([&] { engine_->return_weight(parameter); });
+  }
+  double gradient_norm(const std::optional<at::Tensor>& grad_scale) {
+    return translated([&] { return engine_->gradient_norm(grad_scale.value_or(at::Tensor())); });
+  }
+  void discard_gradients() {
+    translated([&] { engine_->discard_gradients(); });
+  }
+  void set_accumulating(bool is_accumulating) { engine_->set_accumulating(is_accumulating); }
+  void synchronize() {
+    translated([&] { engine_->synchronize(); });
+  }
+  void refresh_hooks() {
+    translated([&] { engine_->refresh_hooks(); });
+  }
+  StateDict state(int64_t parameter) {
+    return translated([&] { return to_dict(engine_->state(parameter)); });
+  }
+  void load_states(std::vector<int64_t> parameters, std::vector<StateDict> states) {
+    std::vector<TensorMap> maps;
+    for (const StateDict& state : states) maps.push_back(to_map(state));
+    translated([&] { engine_->load_states({parameters.begin(), parameters.end()}, maps); });
+  }
+  void reset_state(int64_t parameter) {
+    translated([&] { engine_->reset_state(parameter); });
+  }
+  std::string placement(int64_t parameter) const { return engine_->placement(parameter); }
+  std::string master_format(int64_t parameter) const { return engine_->master_format(parameter); }
+  std::vector<std::string> warnings() { return engine_->take_warnings(); }
+
+  c10::Dict<std::string, double> stats() const {
+    return translated([&] {
+      const MemoryStats memory = engine_->memory();
+      const StepStats step = engine_->stats();
+      c10::Dict<std::string, double> dict;
+      const auto add = [&](const char* key, auto value) {
+        dict.insert(key, static_cast<double>(value));
+      };
+      add("host_weights", memory.host_weights);
+      add("host_masters", memory.host_masters);
+      add("host_state", memory.host_state);
+      add("host_gradients", memory.host_gradients);
+      add("host_accumulators", memory.host_accumulators);
+      add("host_staging", memory.host_staging);
+      add("host_pinned", memory.host_pinned);
+      add("device_state", memory.device_state);
+      add("device_workspace", memory.device_workspace);
+      add("waiting_for_gradients", step.waiting_for_gradients);
+      add("updating", step.updating);
+      add("returning", step.returning);
+      add("exposed", step.exposed);
+      add("in_step", step.in_step);
+      add("gradient_norm", step.gradient_norm);
+      add("clip_factor", step.clip_factor);
+      add("steps", step.steps);
+      add("skipped_steps", step.skipped_steps);
+      add("resent_gradients", step.resent_gradients);
+      return dict;
+    });
+  }
+
+ private:
+  std::unique_ptr<TensorEngine> engine_;
+};
+
+std::vector<std::string> rules() {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < kRuleCount; ++i) {
+    names.emplace_back(rule_info(static_cast<RuleId>(i)).name);
+  }
+  return names;
+}
+
+std::vector<std::string> hyper_parameters(const std::string& rule) {
+  return translated([&] {
+    std::vector<std::string> keys;
+    for (const auto& hyper : rule_named(rule).hyper_parameters) keys.emplace_back(hyper.key);
+    return keys;
+  });
+}
+
+std::vector<double> hyper_defaults(const std::string& rule) {
+  return translated([&] {
+    std::vector<double> values;
+    for (const auto& hyper : rule_named(rule).hyper_parameters)
+      values.push_back(hyper.default_value);
+    return values;
+  });
+}
+
+std::vector<std::string> state_keys(const std::string& rule) {
+  return translated([&] {
+    std::vector<std::string> keys;
+    for (const StateInfo& state : rule_named(rule).states) keys.emplace_back(state.key);
+    return keys;
+  });
+}
+
+std::vector<std::string> state_formats() { return {"fp32", "bf16"}; }
+
+c10::Dict<std::string, std::string> build_info() {
+  c10::Dict<std::string, std::string> info;
+  info.insert("version", OUTBOARD_VERSION);
+  info.insert("cuda", OUTBOARD_CUDA_VERSION);
+  info.insert("simd_target", cpu::chosen_target());
+  return info;
+}
+
+}  // namespace
+}  // namespace outboard
+
+TORCH_LIBRARY(outboard, m) {
+  using Holder = outboard::TensorEngineHolder;
+  m.class_<Holder>("TensorEngine")
+      .def(torch::init<bool, bool, int64_t, bool, int64_t, int64_t, const std::vector<int64_t>&>())
+      .def("add_parameters", &Holder::add_parameters)
+      .def("begin_step", &Holder::begin_step)
+      .def("finish_step", &Holder::finish_step)
+      .def("active", &Holder::active)
+      .def("host_gradient", &Holder::host_gradient)
+      .def("host_weight", &Holder::host_weight)
+      .def("return_weight", &Holder::return_weight)
+      .def("gradient_norm", &Holder::gradient_norm)
+      .def("discard_gradients", &Holder::discard_gradients)
+      .def("set_accumulating", &Holder::set_accumulating)
+      .def("synchronize", &Holder::synchronize)
+      .def("refresh_hooks", &Holder::refresh_hooks)
+      .def("state", &Holder::state)
+      .def("load_states", &Holder::load_states)
+      .def("reset_state", &Holder::reset_state)
+      .def("placement", &Holder::placement)
+      .def("master_format", &Holder::master_format)
+      .def("warnings", &Holder::warnings)
+      .def("stats", &Holder::stats);
+  m.def("rules", &outboard::rules);
+  m.def("hyper_parameters", &outboard::hyper_parameters);
+  m.def("hyper_defaults", &outboard::hyper_defaults);
+  m.def("state_keys", &outboard::state_keys);
+  m.def("state_formats", &outboard::state_formats);
+  m.def("build_info", &outboard::build_info);
+}
