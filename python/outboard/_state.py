@@ -81,7 +81,7 @@ def native_entry(
             fail(f"the state of '{name}' lacks '{key}'")
         if value is not None and is_needed:
             check_tensor(value, parameter.shape, name, key)
-            result[key] = value.float() if value.dtype in _NARROW_OR_WIDE else value
+            result[key] = value
     if entry.get("master") is not None:
         check_tensor(entry["master"], parameter.shape, name, "master", (torch.int16, torch.float32))
         result["master"] = entry["master"]
@@ -116,9 +116,6 @@ def check_tensor(value: Any, shape: torch.Size, name: str, key: str, dtypes: tup
     if value.dtype not in dtypes if dtypes else not value.is_floating_point():
         wanted = " or ".join(map(str, dtypes)) or "a floating-point type"
         fail(f"'{key}' of '{name}' has dtype {value.dtype}, not {wanted}")
-
-
-_NARROW_OR_WIDE = (torch.float16, torch.float64)
 
 
 def _step(entry: Mapping[str, Any], name: str, rule: str) -> torch.Tensor:

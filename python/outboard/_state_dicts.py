@@ -22,9 +22,11 @@ class StateDicts(torch.optim.Optimizer):
 
     @property
     def state(self) -> defaultdict[torch.Tensor, Any]:
-        """Per parameter, live views of what the engine holds; empty before a first step."""
+        """Per parameter, live views of what the engine holds; empty before a first step. Waits for
+        updates under way."""
         if self._state_is_stale:
             self._state_is_stale = False
+            self._engine.synchronize()
             for index, parameter in enumerate(self._registry.parameters):
                 self._refresh(parameter, self._state_of(index))
         return self._state

@@ -9,7 +9,7 @@ import pickle
 import secrets
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -23,18 +23,18 @@ def save(obj: Any, path: str | os.PathLike) -> None:
     """
     target = Path(path)
     _remove_leftovers(target)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    temporary = None
     try:
-        with open(temporary, "xb") as file:
-            # Held while writing: tells other savers that this file is no leftover.
-            fcntl.flock(file, fcntl.LOCK_EX)
+        file, temporary = _new_partial(target)
+        with file:
             torch.save(obj, file)
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, target)
         _flush_folder(target.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         if not isinstance(error, (OSError, RuntimeError)):
             raise
         raise OSError(
@@ -90,6 +90,17 @@ def _check_archive(path: Path, verify: bool) -> None:
         broken = archive.testzip() if verify else None
         if broken is not None:
             raise ValueError(f"the checksum of its entry {broken} is wrong")
+
+
+def _new_partial(target: Path) -> tuple[BinaryIO, Path]:
+    """A new locked file; the lock tells other savers that it is no leftover."""
+    while True:
+        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        file = open(path, "xb")  # noqa: SIM115 - the caller closes it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file, path
+        file.close()  # removed as a leftover before it was locked
 
 
 def _remove_leftovers(target: Path) -> None:

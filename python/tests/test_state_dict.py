@@ -1,0 +1,324 @@
+"""State dicts: torch's layout both ways, exact resume, refusal of malformed ones, hooks."""
+
+import copy
+import warnings
+
+import outboard
+import pytest
+import torch
+from support import SIMULATED, assert_same, clones, make_parameters, snapshot, train
+
+CLASSES = {
+    "adamw": (torch.optim.AdamW, {"lr": 1e-2, "amsgrad": True}),
+    "adam": (torch.optim.Adam, {"lr": 1e-2, "weight_decay": 0.1}),
+    "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    "plain_sgd": (torch.optim.SGD, {"lr": 0.1}),
+    "lion": (outboard.Lion, {"lr": 1e-2}),
+    "rmsprop": (torch.optim.RMSprop, {"lr": 1e-2, "momentum": 0.5}),
+}
+
+
+def twins_of(parameters):
+    return [torch.nn.Parameter(v) for v in clones(parameters)]
+
+
+@pytest.mark.parametrize("case", CLASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_resumed_run_has_the_bits_of_an_uninterrupted_one(place, case, dtype, tmp_path):
+    cls, options = CLASSES[case]
+    p = make_parameters(place.device, dtype)
+    optimizer = place.optimizer(p, cls, chunk_elements=4096, **options)
+    train(optimizer, p, 3)
+    optimizer.save(tmp_path / "state.pt")
+    q = twins_of(p)
+    resumed = place.optimizer(q, cls, **options)
+    resumed.load(tmp_path / "state.pt")
+    train(optimizer, p, 5, first=3)
+    train(resumed, q, 5, first=3)
+    assert_same(snapshot(resumed, q), snapshot(optimizer, p))
+
+
+@pytest.mark.parametrize(
+    "options", [{"state_format": "bf16"}, {"master": "none"}, {"master": "fp32"}], ids=str
+)
+def test_other_formats_resume_exactly(place, options):
+    p = make_parameters(place.device, torch.bfloat16)
+    optimizer = place.optimizer(p, seed=5, **options)
+    train(optimizer, p, 3)
+    q = twins_of(p)
+    resumed = place.optimizer(q, seed=5, **options)
+    resumed.load_state_dict(optimizer.state_dict(clone=True))
+    train(optimizer, p, 3, first=3)
+    train(resumed, q, 3, first=3)
+    assert_same(snapshot(resumed, q), snapshot(optimizer, p))
+
+
+@pytest.mark.parametrize("order", ["weights_first", "state_first"])
+def test_weights_and_state_load_in_either_order(place, order):
+    p = make_parameters(place.device, torch.bfloat16)
+    optimizer = place.optimizer(p)
+    train(optimizer, p, 3)
+    q = make_parameters(place.device, torch.bfloat16, seed=9)
+    resumed = place.optimizer(q)
+    train(resumed, q, 1, first=7)
+
+    def load_weights():
+        with torch.no_grad():
+            for a, b in zip(q, p, strict=True):
+                a.copy_(b)
+
+    if order == "weights_first":
+        load_weights()
+    resumed.load_state_dict(optimizer.state_dict(clone=True))
+    if order == "state_first":
+        load_weights()
+    train(optimizer, p, 2, first=3)
+    train(resumed, q, 2, first=3)
+    assert_same(snapshot(resumed, q), snapshot(optimizer, p))
+
+
+@pytest.mark.parametrize("case", [c for c in CLASSES if c not in ("lion", "rmsprop")])
+def test_torch_loads_ours_and_we_load_torchs(place, case):
+    cls, options = CLASSES[case]
+    p, q = make_parameters(place.device), make_parameters()
+    ours = place.optimizer(p, cls, **options)
+    theirs = cls(q, fused=True, **options)
+    train(ours, p, 3)
+    train(theirs, q, 3)
+    assert list(ours.state_dict()["param_groups"][0]) == list(
+        theirs.state_dict()["param_groups"][0]
+    )
+
+    into_torch = cls(r := make_parameters(), fused=True, **options)
+    into_torch.load_state_dict(ours.state_dict(clone=True))
+    into_ours = place.optimizer(s := make_parameters(place.device), cls, **options)
+    into_ours.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        for a, b, c in zip(q, r, s, strict=True):
+            b.copy_(a)
+            c.copy_(a)
+    for optimizer, parameters in ((theirs, q), (into_torch, r), (into_ours, s)):
+        train(optimizer, parameters, 5, first=3)
+    assert_same(clones(r), clones(q))
+    assert_same(clones(s), clones(q))
+
+
+def test_layout_is_torchs_plus_one_entry(place):
+    p = make_parameters(place.device, torch.bfloat16)
+    optimizer = place.optimizer(p)
+    assert optimizer.state_dict()["state"] == {}
+    train(optimizer, p, 2)
+    result = optimizer.state_dict()
+    assert list(result) == ["state", "param_groups", "outboard"]
+    entry = result["state"][0]
+    assert list(entry) == ["step", "exp_avg", "exp_avg_sq", "master"]
+    assert entry["step"].dtype is torch.float32 and entry["step"].shape == ()
+    assert entry["exp_avg"].dtype is torch.float32 and entry["master"].dtype is torch.int16
+    assert result["outboard"]["seed"] == 0
+
+
+def test_masters_that_went_through_torch_are_not_believed(place):
+    p = make_parameters(place.device, torch.float16)
+    optimizer = place.optimizer(p, torch.optim.SGD, lr=0.125, momentum=0.5)
+    train(optimizer, p, 2)
+    through = torch.optim.SGD(twins_of(p), lr=0.125, momentum=0.5)
+    through.load_state_dict(optimizer.state_dict(clone=True))
+    with torch.no_grad():
+        for q in p:
+            q.fill_(3.0)  # what training elsewhere would do
+    optimizer.load_state_dict(through.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(optimizer, p, 1, first=2)
+    assert all((q == 3.0).all() for q in p)
+
+
+@pytest.mark.parametrize("source", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_moments_of_other_float_types_are_taken(place, source):
+    p = make_parameters(place.device)
+    optimizer = place.optimizer(p)
+    train(optimizer, p, 1)
+    saved = optimizer.state_dict(clone=True)
+    for entry in saved["state"].values():
+        entry["exp_avg"] = entry["exp_avg"].to(source)
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[p[0]]["exp_avg"].dtype is torch.float32
+    assert_same(optimizer.state[p[0]]["exp_avg"].cpu(), saved["state"][0]["exp_avg"].float().cpu())
+
+
+def test_formats_convert_on_load(place):
+    p = make_parameters(place.device, torch.bfloat16)
+    split = place.optimizer(p)
+    train(split, p, 2)
+    for master, state_format in (("fp32", "fp32"), ("split", "bf16")):
+        other = place.optimizer(q := twins_of(p), master=master, state_format=state_format)
+        other.load_state_dict(split.state_dict(clone=True))
+        back = place.optimizer(r := twins_of(p))
+        back.load_state_dict(other.state_dict(clone=True))
+        assert_same(back.state[r[0]]["master"], split.state[p[0]]["master"])
+        wanted = split.state[p[0]]["exp_avg"]
+        if state_format == "bf16":
+            wanted = wanted.bfloat16().float()
+        assert_same(back.state[r[0]]["exp_avg"], wanted)
+        train(other, q, 1)
+
+
+def test_load_keeps_memory_and_views(place):
+    p = make_parameters(place.device)
+    optimizer = place.optimizer(p)
+    train(optimizer, p, 1)
+    saved, view = optimizer.state_dict(clone=True), optimizer.state[p[0]]["exp_avg"]
+    held = optimizer.stats().memory
+    train(optimizer, p, 2, first=1)
+    optimizer.load_state_dict(saved)
+    assert_same(view, saved["state"][0]["exp_avg"])
+    assert optimizer.stats().memory == held
+
+
+def test_parameter_without_state_is_reset_by_load(place):
+    p = make_parameters(place.device)
+    optimizer = place.optimizer(p)
+    empty = optimizer.state_dict(clone=True)
+    train(optimizer, p, 2)
+    optimizer.load_state_dict(empty)
+    assert len(optimizer.state) == 0
+    train(optimizer, p, 1)
+    assert float(optimizer.state[p[0]]["step"]) == 1
+
+
+def test_clone_is_a_snapshot_and_the_default_an_alias(place):
+    p = make_parameters(place.device)
+    optimizer = place.optimizer(p)
+    train(optimizer, p, 1)
+    alias, snap = optimizer.state_dict(), optimizer.state_dict(clone=True)
+    before = snap["state"][0]["exp_avg"].clone()
+    train(optimizer, p, 1, first=1)
+    assert_same(snap["state"][0]["exp_avg"], before)
+    assert not torch.equal(alias["state"][0]["exp_avg"], before)
+
+
+def test_state_dict_hooks_fire_and_their_results_are_used(place):
+    optimizer = place.optimizer(make_parameters(place.device))
+    seen = []
+    optimizer.register_state_dict_pre_hook(lambda o: seen.append("pre"))
+    optimizer.register_state_dict_post_hook(lambda o, d: {**d, "extra": list(d)})
+    optimizer.register_load_state_dict_pre_hook(lambda o, d: seen.append("load") or None)
+    optimizer.register_load_state_dict_pre_hook(
+        lambda o, d: d["param_groups"][0].update(lr=7.0), prepend=True
+    )
+    optimizer.register_load_state_dict_post_hook(lambda o: seen.append(o.param_groups[0]["lr"]))
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert saved["extra"] == ["state", "param_groups", "outboard"]
+    optimizer.load_state_dict(saved)
+    assert seen == ["pre", "load", 7.0]
+
+
+def test_another_seed_is_warned_about():
+    saved = SIMULATED.optimizer(make_parameters(), seed=3).state_dict()
+    with pytest.warns(UserWarning, match="seed=3"):
+        SIMULATED.optimizer(make_parameters()).load_state_dict(saved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SIMULATED.optimizer(make_parameters(), seed=3).load_state_dict(saved)
+
+
+def drop(entry, key):
+    del entry[key]
+
+
+MALFORMED = {
+    "missing group": lambda d: d["param_groups"].clear(),
+    "extra group": lambda d: d["param_groups"].append({"params": []}),
+    "fewer parameters": lambda d: d["param_groups"][0]["params"].pop(),
+    "repeated parameter": lambda d: d["param_groups"][0].update(params=[0, 0, 1]),
+    "no groups": lambda d: drop(d, "param_groups"),
+    "groups of wrong type": lambda d: d.update(param_groups={"params": [0, 1, 2]}),
+    "state of wrong type": lambda d: d.update(state=[1, 2]),
+    "missing state": lambda d: drop(d["state"], 1),
+    "state of nobody": lambda d: d["state"].update({17: d["state"][0]}),
+    "missing moment": lambda d: drop(d["state"][0], "exp_avg_sq"),
+    "missing step": lambda d: drop(d["state"][0], "step"),
+    "unknown entry": lambda d: d["state"][0].update(surprise=torch.zeros(96, 64)),
+    "wrong shape": lambda d: d["state"][0].update(exp_avg=torch.zeros(64, 96)),
+    "short": lambda d: d["state"][0].update(exp_avg=torch.zeros(96, 63)),
+    "wrong type": lambda d: d["state"][0].update(exp_avg=torch.zeros(96, 64, dtype=torch.int64)),
+    "complex": lambda d: d["state"][0].update(exp_avg=torch.zeros(96, 64, dtype=torch.cfloat)),
+    "no tensor": lambda d: d["state"][0].update(exp_avg="zeros"),
+    "wrong master shape": lambda d: d["state"][0].update(master=torch.zeros(3, dtype=torch.int16)),
+    "wrong master type": lambda d: d["state"][0].update(master=torch.zeros(96, 64).bool()),
+    "negative step": lambda d: d["state"][0].update(step=torch.tensor(-1.0)),
+    "fractional step": lambda d: d["state"][0].update(step=torch.tensor(1.5)),
+    "step not a number": lambda d: d["state"][0].update(step=torch.tensor(float("nan"))),
+    "huge step": lambda d: d["state"][0].update(step=torch.tensor(1e30)),
+    "steps": lambda d: d["state"][0].update(step=torch.ones(2)),
+    "bad rate": lambda d: d["param_groups"][0].update(lr=-1.0),
+    "bad betas": lambda d: d["param_groups"][0].update(betas=(0.9, 1.5)),
+    "rate not a number": lambda d: d["param_groups"][0].update(lr=float("nan")),
+    "another class": lambda d: d["param_groups"][0].update(decoupled_weight_decay=False),
+    "future version": lambda d: d["outboard"].update(format_version=99),
+    "bad version": lambda d: d["outboard"].update(format_version="1"),
+    "bad list": lambda d: d["outboard"].update(stepped=[12]),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+@pytest.mark.parametrize("index", [0, 2])
+def test_malformed_state_dict_is_refused_and_changes_nothing(place, case, index):
+    p = make_parameters(place.device, torch.bfloat16, ((96, 64),) * 3)
+    optimizer = place.optimizer(p)
+    train(optimizer, p, 2)
+    bad = optimizer.state_dict(clone=True)
+    train(optimizer, p, 1, first=2)
+    # The same defect in the last entry: the first ones must not have been loaded by then.
+    bad["state"][0], bad["state"][index] = bad["state"][index], bad["state"][0]
+    MALFORMED[case](bad)
+    if 0 in bad["state"] and index in bad["state"]:
+        bad["state"][0], bad["state"][index] = bad["state"][index], bad["state"][0]
+    before, groups = snapshot(optimizer, p), copy.copy(optimizer.param_groups[0])
+    with pytest.raises(ValueError):
+        optimizer.load_state_dict(bad)
+    assert_same(snapshot(optimizer, p), before)
+    assert optimizer.param_groups[0] == groups
+    train(optimizer, p, 1, first=3)
+
+
+def test_refusal_names_the_parameter_and_the_entry():
+    model = torch.nn.Linear(64, 96)
+    optimizer = SIMULATED.optimizer(model.named_parameters())
+    train(optimizer, list(model.parameters()), 1)
+    bad = optimizer.state_dict(clone=True)
+    bad["state"][1]["exp_avg"] = torch.zeros(95)
+    with pytest.raises(ValueError, match=r"exp_avg.*bias.*\(95,\).*\(96,\)"):
+        optimizer.load_state_dict(bad)
+
+
+def test_state_of_a_tensor_on_another_device_is_copied_back(offloaded):
+    p = make_parameters(offloaded.device)
+    optimizer = offloaded.optimizer(p)
+    train(optimizer, p, 2)
+    moved = optimizer.state_dict(clone=True)
+    for entry in moved["state"].values():
+        for key, value in entry.items():
+            entry[key] = value.to(offloaded.device)
+    before = snapshot(optimizer, p)
+    optimizer.load_state_dict(moved)
+    assert_same(snapshot(optimizer, p), before)
+    assert optimizer.state[p[0]]["exp_avg"].device.type == "cpu"
+
+
+def test_distributed_checkpoint_state_dict_round_trip(place):
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    model = torch.nn.Linear(64, 96).to(place.device)
+    optimizer = place.optimizer(model.named_parameters())
+    p = list(model.parameters())
+    train(optimizer, p, 2)
+    before = snapshot(optimizer, p)
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    train(optimizer, p, 1, first=2)
+    set_optimizer_state_dict(model, optimizer, saved)
+    state = optimizer.state_dict(clone=True)["state"]
+    assert_same(state[0]["exp_avg"], before[1][0]["exp_avg"])
+    assert float(state[0]["step"]) == 2
