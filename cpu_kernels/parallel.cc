@@ -83,7 +83,9 @@ Arena::Arena(int threads) {
     fail(ErrorKind::kValue, "Arena", "threads = ", threads,
          " is negative; use 0 to choose by the number of cores");
   }
-  impl_ = std::make_unique<Impl>(threads == 0 ? default_threads() : threads);
+  // More threads than cores would only wait for each other, and oneTBB prints a warning about them.
+  impl_ =
+      std::make_unique<Impl>(threads == 0 ? default_threads() : std::min(threads, usable_cores()));
 }
 
 Arena::~Arena() = default;

@@ -12,7 +12,8 @@ namespace outboard::cpu {
 /// machine. run() may be called from any thread, one call at a time per arena.
 class Arena {
  public:
-  /// `threads` counts the calling thread; 0 chooses default_threads().
+  /// `threads` counts the calling thread; 0 chooses default_threads(), and more than the cores that
+  /// the process may use counts as that many. Throws Error(kValue) if it is negative.
   explicit Arena(int threads);
   ~Arena();
   Arena(const Arena&) = delete;

@@ -1,0 +1,99 @@
+// The whole CPU step once more, element by element from the scalar definitions: what ResolvedUpdate
+// must equal for every rule, gradient type, weight, master and state format.
+#ifndef OUTBOARD_TESTS_SUPPORT_REFERENCE_STEP_H_
+#define OUTBOARD_TESTS_SUPPORT_REFERENCE_STEP_H_
+
+#include "cpu_kernels/step.h"
+#include "outboard_codecs.h"
+#include "outboard_rules.h"
+#include "quant/random.h"
+#include "quant/rounding.h"
+
+namespace outboard::testing {
+
+inline float reference_load(DType type, const void* from, size_t i) {
+  if (type == DType::kF32) return static_cast<const float*>(from)[i];
+  const uint16_t code = static_cast<const uint16_t*>(from)[i];
+  return type == DType::kBF16 ? quant::f32_from_bf16(code) : quant::f32_from_f16(code);
+}
+
+inline float reference_decode(Format format, const void* codes, size_t i) {
+  switch (format) {
+#define OUTBOARD_FORMAT(type, stem) \
+  case Format::k##type:             \
+    return quant::type::decode(static_cast<const quant::type::Code*>(codes)[i]);
+#include "outboard/formats.def"
+#undef OUTBOARD_FORMAT
+  }
+  return 0;
+}
+
+inline void reference_encode(Format format, void* codes, size_t i, float value, uint32_t draw) {
+  switch (format) {
+#define OUTBOARD_FORMAT(type, stem)                                               \
+  case Format::k##type:                                                           \
+    static_cast<quant::type::Code*>(codes)[i] = quant::type::encode(value, draw); \
+    return;
+#include "outboard/formats.def"
+#undef OUTBOARD_FORMAT
+  }
+}
+
+inline void reference_rule(RuleId rule, const RuleScalars& scalars, float gradient, float& weight,
+                           float* state) {
+  switch (rule) {
+#define OUTBOARD_RULE(type, stem) \
+  case RuleId::k##type:           \
+    return rules::type::update(scalars.as<rules::type::Scalars<float>>(), gradient, weight, state);
+#include "outboard/rules.def"
+#undef OUTBOARD_RULE
+  }
+}
+
+inline float reference_master(const cpu::ParameterUpdate& u, size_t i) {
+  if (u.master_format == MasterFormat::kF32) return static_cast<const float*>(u.master)[i];
+  if (u.master_format != MasterFormat::kSplit) return reference_load(u.weight_type, u.weight, i);
+  return quant::join_f32(static_cast<const uint16_t*>(u.weight)[i],
+                         static_cast<const int16_t*>(u.master)[i]);
+}
+
+inline void reference_store(const cpu::ParameterUpdate& u, size_t i, float value) {
+  if (u.master_format == MasterFormat::kF32) static_cast<float*>(u.master)[i] = value;
+  if (u.weight_type == DType::kF32) {
+    static_cast<float*>(u.weight)[i] = value;
+    return;
+  }
+  uint16_t& code = static_cast<uint16_t*>(u.weight)[i];
+  if (u.master_format == MasterFormat::kStochastic) {
+    code = quant::bf16_stochastic(value, random16(u.random_key, u.step, 0, i));
+  } else if (u.master_format == MasterFormat::kSplit) {
+    code = quant::split_f32(value).high;
+    static_cast<int16_t*>(u.master)[i] = quant::split_f32(value).low;
+  } else {
+    code = u.weight_type == DType::kBF16 ? quant::bf16_nearest(value) : quant::f16_nearest(value);
+  }
+}
+
+/// Updates every element of `u`.
+inline void reference_step(const cpu::ParameterUpdate& u) {
+  for (size_t i = 0; i < u.elements; ++i) {
+    float weight = reference_master(u, i);
+    float state[kMaxStates] = {};
+    for (size_t k = 0; k < kMaxStates; ++k) {
+      if (u.states[k].codes == nullptr) continue;
+      state[k] = reference_decode(u.formats[k], u.states[k].codes, i);
+    }
+    reference_rule(u.rule, u.scalars, reference_load(u.gradient_type, u.gradient, i), weight,
+                   state);
+    for (size_t k = 0; k < kMaxStates; ++k) {
+      if (u.states[k].codes == nullptr) continue;
+      const uint32_t draw = random16(u.random_key, u.step, static_cast<uint32_t>(k + 1), i);
+      reference_encode(u.formats[k], u.states[k].codes, i, state[k], draw);
+    }
+    reference_store(u, i, weight);
+  }
+}
+
+}  // namespace outboard::testing
+
+#endif  // OUTBOARD_TESTS_SUPPORT_REFERENCE_STEP_H_
