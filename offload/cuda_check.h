@@ -18,10 +18,13 @@ inline void check_cuda(cudaError_t status, const char* call, size_t bytes = 0) {
   if (status == cudaSuccess) return;
   (void)cudaGetLastError();
   const std::string amount = bytes == 0 ? "" : " of " + std::to_string(bytes) + " bytes";
-  const char* const advice =
-      status == cudaErrorMemoryAllocation
-          ? "free device memory or keep fewer parameters resident"
-          : "the cause may be earlier work on the device; CUDA_LAUNCH_BLOCKING=1 shows where";
+  const char* advice =
+      "the cause may be earlier work on the device; CUDA_LAUNCH_BLOCKING=1 shows where";
+  if (status == cudaErrorMemoryAllocation) {
+    advice = "free device memory or keep fewer parameters resident";
+  } else if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver) {
+    advice = "install an NVIDIA driver for this CUDA, or keep the parameters on the CPU";
+  }
   fail(ErrorKind::kDevice, "CudaDevice", call, amount, " failed: ", cudaGetErrorString(status),
        " (", cudaGetErrorName(status), "); ", advice);
 }
