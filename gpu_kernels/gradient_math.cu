@@ -6,6 +6,7 @@
 
 #include "gpu_kernels/cuda_check.h"
 #include "gpu_kernels/gradient_math.h"
+#include "quant/device_rounding.cuh"
 #include "quant/device_words.cuh"
 #include "quant/rounding.h"
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "outboard/types.h"
+#include "quant/device_rounding.cuh"
 #include "quant/device_words.cuh"
 #include "quant/rounding.h"
 
@@ -129,10 +130,10 @@ struct WeightRun {
   __device__ __forceinline__ void store(const LaunchTypes& types, const float* values,
                                         const device::RandomRun& random, void* weights,
                                         void* masters, Run run) {
-    uint32_t draws[kRun] = {};
-    if (types.master == MasterFormat::kStochastic) device::random_values<kRun>(random, draws);
+    uint32_t draws[kRun / 2] = {};
+    if (types.master == MasterFormat::kStochastic) device::random_words<kRun>(random, draws);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) encode(types, values[i], draws[i], i);
+    for (int i = 0; i < kRun / 2; ++i) encode_pair(types, values + 2 * i, draws[i], i);
     store_run<kRun, kWhole>(types.weight, weights, run, weight);
     if (types.master == MasterFormat::kF32) {
       device::store_words<kRun>(static_cast<float*>(masters) + run.first, master);
@@ -142,22 +143,29 @@ struct WeightRun {
   }
 
  private:
-  __device__ __forceinline__ void encode(const LaunchTypes& types, float value, uint32_t draw,
-                                         int i) {
+  /// Encodes elements 2i and 2i + 1.
+  __device__ __forceinline__ void encode_pair(const LaunchTypes& types, const float* values,
+                                              uint32_t draws, int i) {
     if (types.master == MasterFormat::kWeight) {
-      weight[i] = exact::bits(value);
+      weight[2 * i] = exact::bits(values[0]);
+      weight[2 * i + 1] = exact::bits(values[1]);
     } else if (types.master == MasterFormat::kSplit) {
-      const quant::SplitF32 split = quant::split_f32(value);
-      device::set_halfword(weight, i, split.high);
-      device::set_halfword(master, i, static_cast<uint16_t>(split.low));
+      const device::SplitPair split = device::split_pair(values[0], values[1]);
+      weight[i] = split.high;
+      master[i] = split.low;
     } else if (types.master == MasterFormat::kStochastic) {
-      device::set_halfword(weight, i, quant::bf16_stochastic(value, draw));
+      weight[i] = device::bf16_pair_stochastic(values[0], values[1], draws);
     } else {
-      master[i] = exact::bits(value);
-      device::set_halfword(
-          weight, i,
-          types.weight == DType::kBF16 ? quant::bf16_nearest(value) : quant::f16_nearest(value));
+      master[2 * i] = exact::bits(values[0]);
+      master[2 * i + 1] = exact::bits(values[1]);
+      weight[i] = types.weight == DType::kBF16 ? device::bf16_pair_nearest(values[0], values[1])
+                                               : f16_pair_nearest(values[0], values[1]);
     }
+  }
+
+  static __device__ __forceinline__ uint32_t f16_pair_nearest(float low, float high) {
+    return static_cast<uint32_t>(quant::f16_nearest(low)) |
+           static_cast<uint32_t>(quant::f16_nearest(high)) << 16;
   }
 };
 

@@ -3,8 +3,6 @@
 #ifndef OUTBOARD_QUANT_DEVICE_WORDS_CUH_
 #define OUTBOARD_QUANT_DEVICE_WORDS_CUH_
 
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
 #include "quant/random.h"
@@ -69,11 +67,6 @@ __device__ __forceinline__ void set_halfword(uint32_t* words, int i, uint16_t va
   }
 }
 
-/// Exact, like quant::f32_from_f16, by the hardware's converter: only payloads of NaN may differ.
-__device__ __forceinline__ float f32_from_f16(uint16_t code) {
-  return __half2float(__ushort_as_half(code));
-}
-
 /// Where a run of elements draws its random numbers from.
 struct RandomRun {
   RandomKey key;
@@ -83,18 +76,16 @@ struct RandomRun {
                      ///< length
 };
 
-/// 16 random bits for each of kRun elements, as outboard::random16 gives them. One generator call
-/// serves 8 elements; a run of 4 uses half of it.
+/// 16 random bits for each of kRun elements, as outboard::random16 gives them: element i has
+/// halfword i. One generator call serves 8 elements; a run of 4 uses half of it.
 template <int kRun>
-__device__ __forceinline__ void random_values(const RandomRun& run, uint32_t* values) {
+__device__ __forceinline__ void random_words(const RandomRun& run, uint32_t* words) {
   static_assert(kRun == 4 || kRun == 8);
   const PhiloxBlock block = random_block(run.key, run.step, run.stream, run.element);
   const bool is_upper = kRun == 4 && (run.element & 4) != 0;
 #pragma unroll
   for (int i = 0; i < kRun / 2; ++i) {
-    const uint32_t word = is_upper ? block.word[(i + 2) % 4] : block.word[i];
-    values[2 * i] = word & 0xFFFFu;
-    values[2 * i + 1] = word >> 16;
+    words[i] = is_upper ? block.word[(i + 2) % 4] : block.word[i];
   }
 }
 

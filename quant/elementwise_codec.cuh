@@ -15,6 +15,14 @@ struct DeviceStateArray {
   float* scales;
 };
 
+/// Codes of two neighbouring elements of a 16-bit format in one word; `draws` holds 16 random bits
+/// for each. Formats for which the hardware has something shorter specialise it.
+template <class Definition>
+__device__ __forceinline__ uint32_t encode_pair(float low, float high, uint32_t draws) {
+  return static_cast<uint32_t>(Definition::encode(low, draws & 0xFFFFu)) |
+         static_cast<uint32_t>(Definition::encode(high, draws >> 16)) << 16;
+}
+
 /// What the fused step asks of a format. A warp works on 32 * kRun consecutive elements, kRun of
 /// them in each lane, and all 32 lanes make every call together. Arrays are padded to whole tiles,
 /// so runs are always whole; what lies beyond the parameter's end arrives as zero.
@@ -53,15 +61,16 @@ struct ElementwiseCodec {
   template <int kRun>
   static __device__ __forceinline__ void store(const DeviceStateArray& array, uint64_t first,
                                                const float* values, const RandomRun& random) {
-    uint32_t draws[kRun] = {};
-    if constexpr (Definition::kIsStochastic) random_values<kRun>(random, draws);
+    uint32_t draws[kRun / 2] = {};
+    if constexpr (Definition::kIsStochastic) random_words<kRun>(random, draws);
     uint32_t words[kWords<kRun>];
+    if constexpr (kCodeBits == 32) {
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      if constexpr (kCodeBits == 32) {
-        words[i] = exact::bits(Definition::encode(values[i], draws[i]));
-      } else {
-        set_halfword(words, i, Definition::encode(values[i], draws[i]));
+      for (int i = 0; i < kRun; ++i) words[i] = exact::bits(Definition::encode(values[i], 0));
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRun / 2; ++i) {
+        words[i] = encode_pair<Definition>(values[2 * i], values[2 * i + 1], draws[i]);
       }
     }
     store_words<kWords<kRun>>(static_cast<typename Definition::Code*>(array.codes) + first, words);
