@@ -219,6 +219,9 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
     end_step();
     throw;
   }
+  // Here and not at the end: whoever computes updates without a rule reads the factor in between.
+  stats_.gradient_norm = decision_.norm;
+  stats_.clip_factor = decision_.clip_factor;
   if (decision_.is_taken) {
     for (const size_t index : active_) ++parameters_[index]->step;
     driver_.post([this, request] { update_host(request); });
@@ -291,8 +294,6 @@ void Pipeline::finish_step(ComputeStream stream) {
   if (weights_back_ != nullptr) device_->wait(stream, weights_back_);
   stats_.waiting_for_gradients = update_.times().waiting;
   stats_.updating = update_.times().updating;
-  stats_.gradient_norm = decision_.norm;
-  stats_.clip_factor = decision_.clip_factor;
   ++(decision_.is_taken ? stats_.steps : stats_.skipped_steps);
   for (const size_t index : active_) parameters_[index]->keeps_loaded_master = false;
   end_step();
