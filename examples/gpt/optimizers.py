@@ -58,6 +58,7 @@ _KEYWORDS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.1, "momentum": 0.9},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99)},
 }
+_SCALED = {"AdamW", "Adam", "Lion"}
 _WEIGHT_DECAY = {"AdamW": 0.1, "Lion": 1.0}
 _UNUSABLE = {
     "LBFGS": "it evaluates the loss several times per step",
@@ -68,13 +69,14 @@ _UNUSABLE = {
 def make_recipe(name: str, learning_rate: float | None, clip: float, width: int) -> Recipe:
     """Finds the optimizer class called `name` (any case). Raises ValueError with what is wrong.
 
-    Without a learning rate it is the class's usual one, lower for wider models.
+    Without a learning rate it is the class's usual one; where updates have a size of their own,
+    not the gradient's, it is lower for wider models.
     """
     optimizer_class = _find_class(name)
     known = optimizer_class.__name__
     keywords = dict(_KEYWORDS.get(known, {}))
     default = inspect.signature(optimizer_class).parameters["lr"].default
-    usual = keywords.get("lr", float(default)) * min(1.0, 512 / width)
+    usual = keywords.get("lr", float(default)) * (512 / width if known in _SCALED else 1.0)
     keywords["lr"] = usual if learning_rate is None else learning_rate
     return Recipe(optimizer_class, keywords, _WEIGHT_DECAY.get(known), clip)
 

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--seq", type=_positive, help="bytes per sequence (1024; CPU 128)")
     model.add_argument("--dtype", choices=DTYPES, help="of the weights (bf16; CPU fp32)")
     run = parser.add_argument_group("run")
-    run.add_argument("--steps", type=_positive, default=300)
+    run.add_argument("--steps", type=_positive, default=500)
     run.add_argument("--accumulation", type=_positive, default=1, help="micro-batches per step")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")

@@ -85,7 +85,7 @@ def _add_memory(table: Table, place: str, run: Footprint, plain: Footprint) -> N
     for kind in KINDS:
         name = f"{place}_{kind}"
         ours, theirs = run.held.get(name, 0.0), plain.held.get(name, 0.0)
-        if ours or theirs:
+        if max(ours, theirs) >= 1024:
             table.add_row(f"{place}: {kind}", _size(ours), _size(theirs))
     per_element = [f"{_total(side, place) / side.elements:.2f} B" for side in (run, plain)]
     table.add_row(f"{place}: per element", *per_element)

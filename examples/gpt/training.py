@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -93,6 +94,14 @@ class PhaseClock:
         return event
 
 
+def _start_copy(value: Tensor) -> Tensor:
+    """A host tensor that holds `value` once the work enqueued so far is done. Does not wait:
+    float(value) would, for everything that the stream was given up to then."""
+    if value.device.type == "cpu":
+        return value
+    return torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+
+
 class Trainer:
     """One run: a model, its optimizer, its data, and what happened so far."""
 
@@ -115,7 +124,8 @@ class Trainer:
         Ctrl-C lets the current step finish and saves; then KeyboardInterrupt is raised.
         """
         end = min(self.options.stop_at or self.options.steps, self.options.steps)
-        bar = tqdm(total=end, initial=self.step, desc=title, unit="step", mininterval=0.5)
+        pause = 0.5 if sys.stderr.isatty() else 10.0  # seconds; a log wants few lines
+        bar = tqdm(total=end, initial=self.step, desc=title, unit="step", mininterval=pause)
         self._started = time.perf_counter()
         with bar, _interrupt_after_step() as was_interrupted:
             while self.step < end and not was_interrupted():
@@ -185,13 +195,14 @@ class Trainer:
                 with clock.phase("backward"):
                     self.updater.backward(loss)
             total += loss.detach()
+        loss_on_host = _start_copy(total)
         with clock.phase("step"):
             self.updater.step(self._learning_rate())
         self.step += 1
         now = time.perf_counter()
         self._elapsed, self._started = now - self._started, now
         self._settle(bar)
-        self._pending = (total, clock)
+        self._pending = (loss_on_host, clock)
 
     def _settle(self, bar: tqdm | None) -> None:
         """Reads the results of the step before; they are on the host's side by now."""
@@ -199,9 +210,10 @@ class Trainer:
             return
         loss, clock = self._pending
         self._pending = None
-        self.history.losses.append(float(loss))
         for phase, seconds in clock.seconds().items():
             self.history.seconds[phase].append(seconds)
+        # Order: the copy was enqueued before the step whose end clock.seconds() has waited for.
+        self.history.losses.append(float(loss))
         if bar is not None:
             tokens = self.options.accumulation * self.options.batch * self.options.seq
             bar.update(1)
