@@ -107,6 +107,9 @@ class TensorEngineHolder : public torch::CustomClassHolder {
   at::Tensor host_weight(int64_t parameter) {
     return translated([&] { return engine_->host_weight(parameter); });
   }
+  double gradient_scale() const {
+    return translated([&] { return engine_->gradient_scale(); });
+  }
   void return_weight(int64_t parameter) {
     translated([&] { engine_->return_weight(parameter); });
   }
@@ -229,6 +232,7 @@ TORCH_LIBRARY(outboard, m) {
       .def("active", &Holder::active)
       .def("host_gradient", &Holder::host_gradient)
       .def("host_weight", &Holder::host_weight)
+      .def("gradient_scale", &Holder::gradient_scale)
       .def("return_weight", &Holder::return_weight)
       .def("gradient_norm", &Holder::gradient_norm)
       .def("discard_gradients", &Holder::discard_gradients)

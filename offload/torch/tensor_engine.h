@@ -63,6 +63,8 @@ class TensorEngine {
   /// shape and lie in host memory.
   [[nodiscard]] at::Tensor host_gradient(size_t parameter);
   [[nodiscard]] at::Tensor host_weight(size_t parameter);
+  /// The factor in that gradient: clip factor / loss scale. For gradients read elsewhere.
+  [[nodiscard]] double gradient_scale() const { return engine_ ? engine_->gradient_scale() : 1; }
   /// Rounds the host weight to the parameter's type and enqueues its copy to the device.
   void return_weight(size_t parameter);
 
