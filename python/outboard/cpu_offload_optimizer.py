@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import hyper
-from ._amp import OverflowCarrier, scaling_of
+from ._amp import ScalerBridge, mark_changed, scaling_of
 from ._base_class import BaseClass
 from ._options import OffloadOptions, check_format, check_max_norm
 from ._registry import Registry
@@ -84,7 +84,7 @@ class CPUOffloadOptimizer(StateDicts):
         self._base = BaseClass(optimizer_class, base_options, OffloadOptions.names())
         self._engine = self._options.make_engine()
         self._generic = GenericPath(self._base, self._engine)
-        self._carrier = OverflowCarrier()
+        self._scaler = ScalerBridge()
         self._registry = Registry(self._base.rule_of)
         self._state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
         self._state_is_stale = False
@@ -136,7 +136,7 @@ class CPUOffloadOptimizer(StateDicts):
             rule,
             self._values(group, rule),
             state_format,
-            master,
+            "none" if master == "stochastic" else master,
         )
         if not rule:
             self._generic.add(first, group)
@@ -160,8 +160,9 @@ class CPUOffloadOptimizer(StateDicts):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._carrier.take_back()
+        self._scaler.take_back()
         scale, found_inf = scaling_of(self, self._options.offload_gradients)
+        self._scaler.note_unscaling(scale, self._registry.parameters)
         for group in self.param_groups:
             self._base.check_flags(group)
         group_of = self._registry.group_numbers(self.param_groups)
@@ -170,7 +171,7 @@ class CPUOffloadOptimizer(StateDicts):
         is_taken = self._engine.begin_step(values, group_of, self._max_norm(), scale, found_inf)
         try:
             if is_taken and not self._base.is_native:
-                self._step_generic(group_of, scale)
+                self._step_generic(group_of)
         finally:
             self._engine.finish_step()
             self._clip_once = None
@@ -178,8 +179,8 @@ class CPUOffloadOptimizer(StateDicts):
         self._warn()
         return loss
 
-    def _step_generic(self, group_of: list[int], scale: torch.Tensor | None) -> None:
-        factor = self._engine.stats()["clip_factor"] / (1.0 if scale is None else float(scale))
+    def _step_generic(self, group_of: list[int]) -> None:
+        factor = self._engine.gradient_scale()
         groups = {index: self.param_groups[number] for index, number in enumerate(group_of)}
         with torch.profiler.record_function(f"outboard.generic#{self._base.cls.__name__}"):
             self._generic.step(groups, factor)
@@ -193,7 +194,7 @@ class CPUOffloadOptimizer(StateDicts):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; also forgets gradients that have been copied but not used."""
-        self._carrier.take_back()
+        self._scaler.take_back()
         self._engine.discard_gradients()
         self._clip_once = None
         super().zero_grad(set_to_none)
@@ -216,6 +217,8 @@ class CPUOffloadOptimizer(StateDicts):
         check_max_norm("max_norm", max_norm)
         if grad_scale is not None:
             grad_scale = torch.as_tensor(grad_scale, dtype=torch.float32)
+        if self._scaler.was_seen and grad_scale is None:
+            mark_changed(self._registry.parameters)  # scaler.unscale_() may have been called
         norm = self._engine.gradient_norm(grad_scale)
         if error_if_nonfinite and not math.isfinite(norm):
             raise RuntimeError(f"[{WHO}] the gradients' norm is {norm}; nothing was clipped")
@@ -241,8 +244,9 @@ class CPUOffloadOptimizer(StateDicts):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Read by GradScaler.step() before it looks for overflow."""
+        self._scaler.asked()
         if self._options.offload_gradients:
-            self._carrier.lend(self._engine, self._offloaded())
+            self._scaler.lend(self._engine, self._offloaded())
         return self._options.fused_amp or self._options.offload_gradients
 
     def _offloaded(self) -> list[torch.Tensor]:

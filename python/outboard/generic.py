@@ -153,6 +153,6 @@ def _plain_step(optimizer: torch.optim.Optimizer) -> None:
 def _placed(value: Any, parameter: torch.Tensor, key: str) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    if key == "step" or not value.is_floating_point():
+    if key == "step" or not value.is_floating_point() or value.shape != parameter.shape:
         return value.clone()
     return value.to(parameter.device, parameter.dtype, copy=True)

@@ -33,7 +33,7 @@ CUDA = Place("cuda", "cuda")
 def make_parameters(device="cpu", dtype=torch.float32, shapes=SHAPES, seed=0):
     """Parameters with the same values wherever they live."""
     generator = torch.Generator().manual_seed(seed)
-    values = [torch.randn(shape, generator=generator) for shape in shapes]
+    values = [torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes]
     return [torch.nn.Parameter(v.to(dtype).to(device)) for v in values]
 
 
@@ -41,7 +41,9 @@ def make_gradients(parameters, seed, scale=1.0):
     """One gradient for each parameter, of its dtype, on its device."""
     generator = torch.Generator().manual_seed(1000 + seed)
     return [
-        (scale * torch.randn(p.shape, generator=generator)).to(p.dtype).to(p.device)
+        (scale * torch.randn(p.shape, generator=generator, dtype=torch.float32))
+        .to(p.dtype)
+        .to(p.device)
         for p in parameters
     ]
 
@@ -78,8 +80,8 @@ def assert_same(left, right):
     left, right = left.detach().cpu(), right.detach().cpu()
     assert left.shape == right.shape
     assert left.dtype == right.dtype
-    differs = left.contiguous().view(torch.uint8) != right.contiguous().view(torch.uint8)
-    assert not differs.any(), f"{differs.sum()} bytes differ, by {(left - right).abs().max()}"
+    differs = left.reshape(-1).view(torch.uint8) != right.reshape(-1).view(torch.uint8)
+    assert not differs.any(), f"{differs.sum()} bytes differ: {left} and {right}"
 
 
 def assert_close_update(actual, expected, before, relative=2.0**-20):

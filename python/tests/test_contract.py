@@ -20,6 +20,7 @@ from support import (
     snapshot,
     train,
 )
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 def test_is_an_optimizer_with_defaults_state_and_hooks(place):
@@ -148,7 +149,7 @@ def test_step_hooks_fire_in_order_and_once(place):
     p, seen = make_parameters(place.device), []
     optimizer = place.optimizer(p, torch.optim.RMSprop)  # its inner optimizers fire none
     handles = [
-        torch.optim.optimizer.register_optimizer_step_pre_hook(lambda *_: seen.append("global")),
+        register_optimizer_step_pre_hook(lambda *_: seen.append("global")),
         optimizer.register_step_pre_hook(lambda *_: seen.append("pre")),
         optimizer.register_step_post_hook(lambda *_: seen.append("post")),
     ]

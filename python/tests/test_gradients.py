@@ -49,7 +49,7 @@ def test_accumulation_adds_in_order(place, offload_gradients, micro_steps, annou
 def test_bf16_gradients_are_added_in_fp32_when_offloaded(offloaded):
     p = make_parameters(offloaded.device, torch.bfloat16, ((96, 64),))
     optimizer = offloaded.optimizer(p, torch.optim.SGD, lr=1.0, offload_gradients=True)
-    start = p[0].detach().float().cpu()
+    start = p[0].detach().float().cpu().clone()
     small = [torch.full_like(p[0], 2.0**-12)]
     backward(p, [torch.ones_like(p[0])])
     for _ in range(8):
@@ -297,7 +297,7 @@ def test_non_contiguous_parameter_is_served_or_refused_by_name(place):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_edge_shapes(place, shape, dtype):
     p = make_parameters(place.device, dtype, (shape,))
-    q = [torch.nn.Parameter(p[0].detach().float().cpu())]
+    q = [torch.nn.Parameter(p[0].detach().float().cpu().clone())]
     optimizer = place.optimizer(p, lr=1e-2, min_offload_elements=0, max_grad_norm=1e9)
     reference = torch.optim.AdamW(q, lr=1e-2)
     for step in range(2):
@@ -308,8 +308,9 @@ def test_edge_shapes(place, shape, dtype):
         reference_step(q, gradients, reference)
     optimizer.synchronize()
     torch.testing.assert_close(p[0].detach().cpu(), q[0].detach().to(dtype))
-    state = optimizer.state[p[0]]
-    assert state["exp_avg"].shape == shape and float(state["step"]) == 2
+    if p[0].numel() > 0:  # an empty one has nothing to keep
+        state = optimizer.state[p[0]]
+        assert state["exp_avg"].shape == shape and float(state["step"]) == 2
 
 
 def test_sparse_gradient_is_refused_by_name(place):

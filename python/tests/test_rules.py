@@ -40,7 +40,7 @@ LION = {
 
 def reference_run(cls, options, parameters, gradients_of, steps):
     """Torch's fused CPU kernel on fp32 copies of the parameters."""
-    copies = [torch.nn.Parameter(p.detach().cpu().float()) for p in parameters]
+    copies = [torch.nn.Parameter(p.detach().cpu().float().clone()) for p in parameters]
     fused = {"fused": True} if cls is not outboard.Lion else {}
     optimizer = cls(copies, **options, **fused)
     for step in range(steps):

@@ -81,7 +81,7 @@ def test_weights_and_state_load_in_either_order(place, order):
 def test_torch_loads_ours_and_we_load_torchs(place, case):
     cls, options = CLASSES[case]
     p, q = make_parameters(place.device), make_parameters()
-    ours = place.optimizer(p, cls, **options)
+    ours = place.optimizer(p, cls, fused=True, **options)
     theirs = cls(q, fused=True, **options)
     train(ours, p, 3)
     train(theirs, q, 3)
@@ -91,7 +91,7 @@ def test_torch_loads_ours_and_we_load_torchs(place, case):
 
     into_torch = cls(r := make_parameters(), fused=True, **options)
     into_torch.load_state_dict(ours.state_dict(clone=True))
-    into_ours = place.optimizer(s := make_parameters(place.device), cls, **options)
+    into_ours = place.optimizer(s := make_parameters(place.device), cls, fused=True, **options)
     into_ours.load_state_dict(theirs.state_dict())
     with torch.no_grad():
         for a, b, c in zip(q, r, s, strict=True):
