@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,24 +20,24 @@ namespace outboard {
 /// Pins as `answer` says and remembers what is registered.
 class PinningDevice final : public Device {
  public:
-  using Range = std::pair<char*, size_t>;
+  using Range = std::pair<uintptr_t, size_t>;  // a number: failures print it
   std::function<bool(size_t calls)> answer = [](size_t) { return true; };
 
   [[nodiscard]] bool pin(void* host, size_t bytes) override {
     const std::lock_guard lock(mutex_);
     if (!answer(++calls_)) return false;
-    ranges_.emplace_back(static_cast<char*>(host), bytes);
+    ranges_.emplace_back(reinterpret_cast<uintptr_t>(host), bytes);
     return true;
   }
   void unpin(void* host, size_t bytes) noexcept override {
     const std::lock_guard lock(mutex_);
-    std::erase(ranges_, Range(static_cast<char*>(host), bytes));
+    std::erase(ranges_, Range(reinterpret_cast<uintptr_t>(host), bytes));
   }
   [[nodiscard]] const std::vector<Range>& ranges() const { return ranges_; }
   [[nodiscard]] size_t calls() const { return calls_; }
   /// Registered ranges that hold a byte of the array.
   [[nodiscard]] int touched_by(const HostArray& array) const {
-    char* const begin = array.as<char>();
+    const auto begin = reinterpret_cast<uintptr_t>(array.data());
     return static_cast<int>(std::count_if(ranges_.begin(), ranges_.end(), [&](const Range& range) {
       return range.first < begin + array.bytes() && begin < range.first + range.second;
     }));
