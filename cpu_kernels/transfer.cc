@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "outboard/error.h"
+#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu_kernels/transfer.cc"
@@ -128,7 +129,7 @@ Transfer resolve_transfer(DType gradient, DType weight, MasterFormat master) {
         " cannot hold a ", name_of(weight),
         " weight; use the weight itself for float32, split or stochastic for bfloat16, or float32");
   }
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  choose_target();
   Transfer transfer = {};
   if (gradient == DType::kBF16) transfer.load_gradient = &HWY_DYNAMIC_DISPATCH(load_bf16);
   if (gradient == DType::kF16) transfer.load_gradient = &HWY_DYNAMIC_DISPATCH(load_f16);

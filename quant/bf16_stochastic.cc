@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "quant/codec.h"
+#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/bf16_stochastic.cc"
@@ -52,7 +53,7 @@ HWY_EXPORT(encode_bf16_stochastic);
 
 template <>
 Codec resolve_codec<quant::BF16Stochastic>() {
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  choose_target();
   return {.is_plain_f32 = false,
           .decode = &HWY_DYNAMIC_DISPATCH(quant::decode_bf16_stochastic),
           .encode = &HWY_DYNAMIC_DISPATCH(quant::encode_bf16_stochastic)};

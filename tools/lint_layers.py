@@ -22,7 +22,7 @@ LAYERS = {
 
 # Outside libraries: how their headers are named, and the files that may include them.
 LIBRARIES = {
-    "Highway": (r"hwy/", r"quant/[^/]*(\.cc|-inl\.h)$|cpu_kernels/"),
+    "Highway": (r"hwy/", r"quant/([^/]*(\.cc|-inl\.h)|dispatch\.h)$|cpu_kernels/"),
     "oneTBB": (r"(tbb|oneapi)/", r"cpu_kernels/parallel\.cc$"),
     "xsimd": (r"xsimd/", r"cpu_kernels/gradient_math\.cc$"),
     "libtorch": (

@@ -2,6 +2,7 @@
 #include "outboard/rules/adam.h"
 
 #include "cpu_kernels/rule_kernel.h"
+#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu_kernels/rules/adam.cc"
@@ -26,7 +27,7 @@ HWY_EXPORT(run_adam);
 
 template <>
 RuleKernel resolve_kernel<rules::Adam>() {
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  choose_target();
   return &HWY_DYNAMIC_DISPATCH(run_adam);
 }
 

@@ -2,6 +2,7 @@
 #include "outboard/rules/adamw.h"
 
 #include "cpu_kernels/rule_kernel.h"
+#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu_kernels/rules/adamw.cc"
@@ -26,7 +27,7 @@ HWY_EXPORT(run_adamw);
 
 template <>
 RuleKernel resolve_kernel<rules::AdamW>() {
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  choose_target();
   return &HWY_DYNAMIC_DISPATCH(run_adamw);
 }
 

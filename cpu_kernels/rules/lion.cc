@@ -2,6 +2,7 @@
 #include "outboard/rules/lion.h"
 
 #include "cpu_kernels/rule_kernel.h"
+#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu_kernels/rules/lion.cc"
@@ -47,7 +48,7 @@ HWY_EXPORT(run_lion);
 
 template <>
 RuleKernel resolve_kernel<rules::Lion>() {
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  choose_target();
   return &HWY_DYNAMIC_DISPATCH(run_lion);
 }
 

@@ -2,6 +2,7 @@
 #include "outboard/rules/sgd.h"
 
 #include "cpu_kernels/rule_kernel.h"
+#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu_kernels/rules/sgd.cc"
@@ -66,7 +67,7 @@ HWY_EXPORT(run_sgd);
 
 template <>
 RuleKernel resolve_kernel<rules::SGD>() {
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  choose_target();
   return &HWY_DYNAMIC_DISPATCH(run_sgd);
 }
 
