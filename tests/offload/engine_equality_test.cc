@@ -1,0 +1,89 @@
+// The overlapped engine equals a plain loop bit by bit: weights, masters, states, step counts,
+// norms, for every combination of intake, accumulation, clipping and rule, on a device that delays
+// and poisons. What makes it fail is a missing wait.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <tuple>
+
+#include "tests/offload/support/overlapped_trainer.h"
+#include "tests/offload/support/plain_trainer.h"
+#include "tests/offload/support/trial.h"
+
+namespace outboard {
+namespace {
+
+using testing::Clip;
+using testing::Outcome;
+using testing::OverlappedTrainer;
+using testing::PlainTrainer;
+using testing::Trial;
+
+constexpr uint64_t kSeeds = 4;
+
+enum class Intake { kKeepsGradients, kOffloadsGradients };
+
+using Combination = std::tuple<Intake, int, Clip, RuleId>;
+
+Trial trial_of(const Combination& combination, uint64_t seed) {
+  const auto& [intake, accumulation, clip, rule] = combination;
+  Trial trial{.seed = seed,
+              .rule = rule,
+              .offload_gradients = intake == Intake::kOffloadsGradients,
+              .accumulation = accumulation,
+              .clip = clip,
+              .parameters = testing::parameters_of_every_kind(seed)};
+  const uint64_t draw = splitmix64(seed ^ 99);
+  trial.skips_nonfinite = (draw & 1) != 0;
+  trial.loss_scale = (draw & 6) == 6 ? 512.0f : 1.0f;
+  trial.slots = 1 + static_cast<int>(draw >> 3 & 1);
+  trial.threads = 1 + static_cast<int>(draw >> 4 & 1);
+  return trial;
+}
+
+void expect_equal(const Trial& trial, int max_delay_microseconds) {
+  SCOPED_TRACE("seed " + std::to_string(trial.seed) + ", slots " + std::to_string(trial.slots) +
+               ", loss scale " + std::to_string(trial.loss_scale) +
+               (trial.skips_nonfinite ? ", skips" : ", does not skip"));
+  const Outcome expected = PlainTrainer(trial).run();
+  const auto device = make_simulated_device({.seed = trial.seed,
+                                             .max_delay_microseconds = max_delay_microseconds,
+                                             .poison_targets = true});
+  OverlappedTrainer trainer(trial, device, device, device->make_stream());
+  const Outcome actual = trainer.run();
+  EXPECT_TRUE(testing::same_outcome(expected, actual));
+  EXPECT_FALSE(trainer.weights_changed_in_backward());
+}
+
+std::string name_of(const ::testing::TestParamInfo<Combination>& info) {
+  const auto& [intake, accumulation, clip, rule] = info.param;
+  constexpr const char* kClips[] = {"Off", "Never", "Sometimes", "Always"};
+  return std::string(rule_info(rule).name) +
+         (intake == Intake::kOffloadsGradients ? "Offloads" : "Keeps") +
+         std::to_string(accumulation) + "Clip" + kClips[static_cast<int>(clip)];
+}
+
+constexpr RuleId kEveryRule[] = {
+#define OUTBOARD_RULE(type, stem) RuleId::k##type,
+#include "outboard/rules.def"
+#undef OUTBOARD_RULE
+};
+
+const auto kEveryCombination = ::testing::Combine(
+    ::testing::Values(Intake::kKeepsGradients, Intake::kOffloadsGradients), ::testing::Values(1, 4),
+    ::testing::Values(Clip::kOff, Clip::kNever, Clip::kSometimes, Clip::kAlways),
+    ::testing::ValuesIn(kEveryRule));
+
+class EngineEquality : public ::testing::TestWithParam<Combination> {};
+
+TEST_P(EngineEquality, EqualsThePlainLoop) {
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    expect_equal(trial_of(GetParam(), seed * 1000 + 7), 60);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Matrix, EngineEquality, kEveryCombination, name_of);
+
+}  // namespace
+}  // namespace outboard
