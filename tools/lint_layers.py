@@ -90,7 +90,8 @@ def problem_with(file: str, quoted: bool, target: str) -> str | None:
         return "offload sees the kernels' host headers (*.h) only"
     if folder.startswith("offload/torch") and layer == "offload" and "/torch/" not in file:
         return "the core knows no framework: offload/torch may include offload, not the reverse"
-    if target.startswith("outboard/torch/") and not re.match(LIBRARIES["libtorch"][1], file):
+    face = LIBRARIES["libtorch"][1] + r"|include/outboard/outboard\.h$"
+    if target.startswith("outboard/torch/") and not re.match(face, file):
         return "the libtorch face is for offload/torch and python"
     for prefix, allowed, why in EXCEPTIONS:
         if file.startswith(prefix) and not inside(folder, allowed):
