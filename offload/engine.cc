@@ -92,6 +92,11 @@ bool Engine::has_gradient(size_t parameter) const {
   return impl_->pipeline.has_gradient(parameter);
 }
 
+std::vector<size_t> Engine::changed_gradients(std::span<const SentGradient> sent,
+                                              ComputeStream stream) {
+  return impl_->pipeline.changed_gradients(sent, stream);
+}
+
 bool Engine::begin_step(const StepRequest& request, ComputeStream stream) {
   return impl_->pipeline.begin_step(request, stream);
 }

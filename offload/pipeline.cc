@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "offload/stopwatch.h"
 #include "offload/weight_reader.h"
@@ -68,7 +69,10 @@ void Pipeline::take(size_t index, GradientSource gradient, ComputeStream stream)
          " arrived between begin_step and finish_step; run backward after the step has ended");
   }
   Parameter& parameter = *parameters_.at(index);
-  if (parameter.spec.elements == 0) return;
+  if (parameter.spec.elements == 0) {
+    parameter.contributions = 1;
+    return;
+  }
   if (!parameter.is_offloaded()) {
     intake_.keep(parameter, std::move(gradient), stream);
     parameter.contributions = 1;
@@ -320,13 +324,60 @@ double Pipeline::gradient_norm(const StepRequest& request, ComputeStream stream)
   return decision.norm;
 }
 
+std::vector<size_t> Pipeline::changed_gradients(std::span<const SentGradient> sent,
+                                                ComputeStream stream) {
+  std::vector<size_t> changed;
+  size_t segments = 0;
+  for (const SentGradient& gradient : sent) {
+    segments += norm_segments(parameters_.at(gradient.parameter)->spec.elements);
+  }
+  if (segments == 0) return changed;
+  if (segments > check_segments_) {
+    check_sums_ = device_->allocate(segments * sizeof(float));
+    copied_check_sums_ = static_cast<float*>(store_.staging(segments * sizeof(float)));
+    check_segments_ = segments;
+  }
+  auto* next = static_cast<float*>(check_sums_.get());
+  for (const SentGradient& gradient : sent) {
+    const ParameterSpec& spec = parameters_[gradient.parameter]->spec;
+    device_->sum_of_squares(stream, gradient.data, spec.type, spec.elements, next);
+    next += norm_segments(spec.elements);
+  }
+  std::vector<GradientIntake::Value> values{
+      {copied_check_sums_, check_sums_.get(), segments * sizeof(float)}};
+  for (const SegmentSums& sums : sums_) {
+    values.push_back({sums.host, sums.device.get(), sums.count * sizeof(float)});
+  }
+  EventPtr is_read;
+  {
+    const std::lock_guard lock(intake_mutex_);
+    is_read = intake_.read_values(values, device_->record(stream));
+  }
+  is_read->synchronize();
+  const float* now = copied_check_sums_;
+  for (const SentGradient& gradient : sent) {
+    const Parameter& parameter = *parameters_[gradient.parameter];
+    const size_t count = norm_segments(parameter.spec.elements);
+    if (std::memcmp(now, parameter.copied_sums, count * sizeof(float)) != 0) {
+      changed.push_back(gradient.parameter);
+    }
+    now += count;
+  }
+  return changed;
+}
+
 void Pipeline::wait_gradient(Parameter& parameter) {
+  // The image is about to be rewritten by the caller; its last return may still be reading it.
+  for (const EventPtr& returned : parameter.returned) {
+    if (returned != nullptr) returned->synchronize();
+  }
   for (size_t first = 0; first < parameter.spec.elements; first += chunk_elements_) {
     intake_.piece(parameter, first).wait();
   }
 }
 
 void Pipeline::return_weight(Parameter& parameter) {
+  if (parameter.spec.elements == 0) return;
   driver_.post([this, &parameter] {
     weight_return_.begin(backward_done_);
     weight_return_.send(update_.adopt(parameter));
@@ -355,6 +406,7 @@ StepStats Pipeline::stats() {
   backward_done_->synchronize();
   stats_.exposed = std::max(0.0, device_->seconds_between(*backward_done_, *weights_back_));
   if (updates_done_ != nullptr && stats_.steps > 0) {
+    updates_done_->synchronize();
     stats_.returning = std::max(0.0, device_->seconds_between(*updates_done_, *weights_back_));
   }
   return stats_;

@@ -43,6 +43,8 @@ class Pipeline {
   void finish_step(ComputeStream stream);
   double gradient_norm(const StepRequest& request, ComputeStream stream);
 
+  [[nodiscard]] std::vector<size_t> changed_gradients(std::span<const SentGradient> sent,
+                                                      ComputeStream stream);
   void wait_gradient(Parameter& parameter);
   void return_weight(Parameter& parameter);
   void reload_weights(std::span<Parameter* const> parameters, ComputeStream stream);
@@ -86,7 +88,10 @@ class Pipeline {
   std::vector<Chunk> chunks_;
   std::vector<size_t> active_;
   StepDecision decision_;
-  float* values_;  // pinned: loss scale, found_inf
+  float* values_;                     // pinned: loss scale, found_inf
+  std::shared_ptr<void> check_sums_;  // of changed_gradients(): on the device, and copied
+  float* copied_check_sums_ = nullptr;
+  size_t check_segments_ = 0;
   bool is_in_step_ = false;
   StepStats stats_;
   std::unique_ptr<CopyQueue>

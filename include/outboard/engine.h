@@ -56,6 +56,12 @@ struct GradientSource {
   std::shared_ptr<void> owner;
 };
 
+/// A device gradient that gradient_ready() took from this place.
+struct SentGradient {
+  size_t parameter = 0;
+  const void* data = nullptr;
+};
+
 /// What one step is made with. Hyper-parameters may differ at every step.
 struct StepRequest {
   std::vector<std::vector<double>> hyper = {};  ///< per group, in the rule's catalogue order
@@ -111,6 +117,10 @@ class Engine {
   void forget_gradient(size_t parameter);
   void forget_gradients();
   [[nodiscard]] bool has_gradient(size_t parameter) const;
+  /// Parameters whose gradient no longer has the segment sums with which it was sent: somebody
+  /// wrote to it since. Blocks until `stream` has got here. A change of signs alone is not seen.
+  [[nodiscard]] std::vector<size_t> changed_gradients(std::span<const SentGradient> sent,
+                                                      ComputeStream stream);
 
   /// Starts a step of all parameters that have a gradient: returns once it is decided whether the
   /// step is taken (false: it is skipped, nothing changes), while the driver updates and returns

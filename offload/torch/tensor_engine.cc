@@ -183,23 +183,29 @@ void TensorEngine::check_gradient(const Slot& slot, const at::Tensor& gradient) 
   }
 }
 
+at::Tensor TensorEngine::same_order(const Slot& slot, const at::Tensor& gradient) {
+  // Host arrays are in the weight's own memory order.
+  if (gradient.strides() == slot.tensor.strides()) return gradient.detach();
+  return at::empty_like(slot.tensor).copy_(gradient.detach());
+}
+
 void TensorEngine::send(size_t parameter, const at::Tensor& gradient) {
   Slot& slot = slots_[parameter];
   check_gradient(slot, gradient);
-  // Host arrays are in the weight's own memory order.
-  at::Tensor same_order = gradient.detach();
-  if (same_order.strides() != slot.tensor.strides()) {
-    same_order = at::empty_like(slot.tensor).copy_(same_order);
-  }
-  const void* data = same_order.data_ptr();
-  engine_->gradient_ready(parameter, {data, std::make_shared<at::Tensor>(std::move(same_order))},
+  at::Tensor source = same_order(slot, gradient);
+  const void* data = source.data_ptr();
+  engine_->gradient_ready(parameter, {data, std::make_shared<at::Tensor>(std::move(source))},
                           stream());
   if (options_.offload_gradients && slot.hook) return;
   slot.sent_gradient = gradient;
   slot.sent_version = gradient._version();
 }
 
-void TensorEngine::send_pending() {
+void TensorEngine::send_pending(bool looks_at_values) {
+  // Versions show most edits. Some writers bypass them (a gradient scaler's fused unscale, .data):
+  // where the step waits for all gradients anyway, their sums of squares are compared too.
+  std::vector<SentGradient> sent;
+  std::vector<at::Tensor> kept;
   for (size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     const at::Tensor& gradient = slot.tensor.grad();
@@ -210,10 +216,19 @@ void TensorEngine::send_pending() {
     }
     const bool is_sent = slot.sent_gradient.is_same(gradient) &&
                          slot.sent_version == gradient._version() && engine_->has_gradient(i);
-    if (is_sent) continue;
+    if (is_sent) {
+      if (slot.hook != nullptr) kept.push_back(same_order(slot, gradient));
+      if (slot.hook != nullptr) sent.push_back({i, kept.back().data_ptr()});
+      continue;
+    }
     if (engine_->has_gradient(i) && slot.hook != nullptr) ++resent_gradients_;
     send(i, gradient);
     if (is_offload) slot.tensor.mutable_grad().reset();
+  }
+  if (!looks_at_values) return;
+  for (const size_t i : engine_->changed_gradients(sent, stream())) {
+    ++resent_gradients_;
+    send(i, slots_[i].tensor.grad());
   }
 }
 
@@ -248,7 +263,9 @@ bool TensorEngine::begin_step(std::vector<std::vector<double>> hyper,
   rethrow_hook_failure();
   refresh_hooks();
   notice_changed_weights();
-  send_pending();
+  const bool waits_for_all = options_.skip_nonfinite || max_gradient_norm > 0 ||
+                             grad_scale.defined() || found_inf.defined();
+  send_pending(waits_for_all);
   const LossScale scale(grad_scale, found_inf);
   return engine_->begin_step({.hyper = std::move(hyper),
                               .group_of = std::move(group_of),
@@ -276,7 +293,7 @@ std::vector<size_t> TensorEngine::active_parameters() const { return engine_->ac
 
 double TensorEngine::gradient_norm(const at::Tensor& grad_scale) {
   rethrow_hook_failure();
-  send_pending();
+  send_pending(true);
   const LossScale scale(grad_scale, {});
   return engine_->gradient_norm(
       {.loss_scale = scale.loss_scale(), .scalars_memory = scale.memory()}, stream());

@@ -112,7 +112,8 @@ class TensorEngine {
   [[nodiscard]] ParameterSpec spec_of(const TensorGroup& group, size_t i) const;
   void on_gradient(size_t parameter);
   void send(size_t parameter, const at::Tensor& gradient);
-  void send_pending();
+  void send_pending(bool looks_at_values);
+  [[nodiscard]] static at::Tensor same_order(const Slot& slot, const at::Tensor& gradient);
   void check_gradient(const Slot& slot, const at::Tensor& gradient) const;
   void notice_changed_weights();
   void rethrow_hook_failure();

@@ -59,7 +59,9 @@ TensorMap TensorEngine::state(size_t parameter) {
       {std::string(kStep), at::scalar_tensor(static_cast<double>(view.step), at::kFloat)}};
   const RuleInfo& rule = rule_info(*view.spec->rule);
   for (size_t i = 0; i < rule.states.size(); ++i) {
-    if (view.states[i].codes == nullptr) continue;
+    const bool exists = view.states[i].codes != nullptr ||
+                        (view.spec->elements == 0 && rule.states[i].needed_by < 0);
+    if (!exists) continue;
     result.emplace_back(rule.states[i].key, view_of(parameter, view.states[i].codes,
                                                     scalar_type_of(view.spec->formats[i])));
   }
