@@ -65,7 +65,7 @@ def _run(name: str, options: argparse.Namespace) -> dict[str, object]:
         done = subprocess.run(worker, capture_output=True, text=True, timeout=options.timeout)
     except subprocess.TimeoutExpired:
         return header | {"error": f"no result after {options.timeout:.0f} s"}
-    sys.stderr.write(done.stderr if done.returncode == 0 else "")
+    sys.stderr.write(done.stderr[-4000:])
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -57,8 +57,9 @@ _KEYWORDS: dict[str, dict[str, Any]] = {
     "Adam": {"lr": 1e-3, "betas": (0.9, 0.95)},
     "SGD": {"lr": 0.1, "momentum": 0.9},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99)},
+    "RMSprop": {"lr": 1e-3},
 }
-_SCALED = {"AdamW", "Adam", "Lion"}
+_SCALED = {"AdamW", "Adam", "Lion", "RMSprop"}
 _WEIGHT_DECAY = {"AdamW": 0.1, "Lion": 1.0}
 _UNUSABLE = {
     "LBFGS": "it evaluates the loss several times per step",
