@@ -39,10 +39,9 @@ void load_bf16_weight(const void* weight, const void*, size_t count, float* out)
 
 void load_split_weight(const void* weight, const void* master, size_t count, float* out) {
   const auto* high = static_cast<const uint16_t*>(weight);
-  const auto* low = static_cast<const uint16_t*>(master);
+  const auto* low = static_cast<const int16_t*>(master);
   for (size_t i = 0; i < count; i += hn::Lanes(FloatTag())) {
-    const FloatVec value = join_f32(load_halfwords(high + i), load_halfwords(low + i));
-    hn::StoreU(value, FloatTag(), out + i);
+    hn::StoreU(load_joined(high + i, low + i), FloatTag(), out + i);
   }
 }
 
@@ -53,7 +52,7 @@ void store_split_weight(const float* in, size_t count, const RandomContext&, uin
   for (size_t i = 0; i < count; i += hn::Lanes(FloatTag())) {
     const BitsVec bits = splittable_bits(hn::LoadU(FloatTag(), in + i));
     store_halfwords(split_high(bits), high + i);
-    store_halfwords(split_low(bits), low + i);
+    store_halfwords(bits, low + i);
   }
 }
 

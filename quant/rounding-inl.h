@@ -37,9 +37,9 @@ HWY_INLINE BitsVec load_halfwords(const uint16_t* codes) {
   return hn::PromoteTo(BitsTag(), hn::LoadU(HalfwordTag(), codes));
 }
 
-/// Writes the lanes, all below 65536, as 16-bit codes.
+/// Writes the low 16 bits of each lane.
 HWY_INLINE void store_halfwords(BitsVec lanes, uint16_t* codes) {
-  hn::StoreU(hn::DemoteTo(HalfwordTag(), hn::BitCast(SignedTag(), lanes)), HalfwordTag(), codes);
+  hn::StoreU(hn::TruncateTo(HalfwordTag(), lanes), HalfwordTag(), codes);
 }
 
 HWY_INLINE FloatVec f32_from_bf16(BitsVec codes) {
@@ -72,26 +72,27 @@ HWY_INLINE BitsVec bf16_stochastic(FloatVec value, BitsVec random16) {
   return if_greater(infinity, magnitude, rounded, special);
 }
 
-/// The canonical bits that split_f32 cuts: NaN made quiet and stripped of its payload.
+/// The bits that split_f32 cuts: those of `value`, with any NaN replaced by the quiet one of its
+/// sign.
 HWY_INLINE BitsVec splittable_bits(FloatVec value) {
   const BitsTag du;
-  const BitsVec b = hn::BitCast(du, value);
-  const BitsVec sign = hn::And(b, hn::Set(du, kSignMask));
-  return if_greater(hn::And(b, hn::Set(du, kMagnitudeMask)), hn::Set(du, kInfinityBits),
-                    hn::Or(sign, hn::Set(du, 0x7FC00000u)), b);
+  const FloatTag df;
+  const BitsVec sign = hn::And(hn::BitCast(du, value), hn::Set(du, kSignMask));
+  const FloatVec quiet = hn::BitCast(df, hn::Or(sign, hn::Set(du, 0x7FC00000u)));
+  return hn::BitCast(du, hn::IfThenElse(hn::IsNaN(value), quiet, value));
 }
 
+/// The upper half of what splittable_bits returned, for store_halfwords.
 HWY_INLINE BitsVec split_high(BitsVec b) {
   return hn::ShiftRight<16>(hn::Add(b, hn::Set(BitsTag(), 0x8000)));
 }
 
-HWY_INLINE BitsVec split_low(BitsVec b) { return hn::And(b, hn::Set(BitsTag(), 0xFFFF)); }
-
-/// As quant::join_f32; `low` holds the int16's bits without its sign extension.
-HWY_INLINE FloatVec join_f32(BitsVec high, BitsVec low) {
-  const BitsTag du;
-  const BitsVec borrow = hn::ShiftLeft<1>(hn::And(low, hn::Set(du, 0x8000)));
-  return hn::BitCast(FloatTag(), hn::Sub(hn::Add(hn::ShiftLeft<16>(high), low), borrow));
+/// As quant::join_f32 for one vector of halves.
+HWY_INLINE FloatVec load_joined(const uint16_t* high, const int16_t* low) {
+  const hn::Rebind<int16_t, FloatTag> d16;
+  const auto missing = hn::PromoteTo(SignedTag(), hn::LoadU(d16, low));
+  const BitsVec upper = hn::ShiftLeft<16>(load_halfwords(high));
+  return hn::BitCast(FloatTag(), hn::Add(upper, hn::BitCast(BitsTag(), missing)));
 }
 
 /// fp16 to fp32, as quant::f32_from_f16. Multiplying the shifted pattern by 2^112 is exact for
