@@ -10,11 +10,17 @@ namespace outboard {
 namespace {
 
 constexpr std::string_view kWho = "Engine";
+// Far above every memory, far below where byte counts overflow.
+constexpr size_t kMostElements = size_t{1} << 48;
 
 void check_spec(const ParameterSpec& spec, const Device* device) {
   if (spec.memory == Memory::kDevice && device == nullptr) {
     fail(ErrorKind::kValue, kWho, spec.name, " is in device memory but the engine has no device; ",
          "give Engine the device of the model");
+  }
+  if (spec.elements > kMostElements) {
+    fail(ErrorKind::kMemory, kWho, spec.name, " has ", spec.elements, " elements; at most ",
+         kMostElements, " fit into memory");
   }
   if (spec.memory == Memory::kHost && spec.placement != Placement::kHost) {
     fail(ErrorKind::kValue, kWho, spec.name,
@@ -79,7 +85,7 @@ size_t Engine::add_parameters(std::vector<ParameterSpec> specs, ComputeStream st
 }
 
 void Engine::gradient_ready(size_t parameter, GradientSource gradient, ComputeStream stream) {
-  impl_->pipeline.take(parameter, std::move(gradient), stream);
+  impl_->pipeline.take(parameter, gradient, stream);
 }
 
 void Engine::forget_gradient(size_t parameter) {
@@ -165,9 +171,10 @@ MemoryStats Engine::memory() const { return impl_->store.memory(); }
 StepStats Engine::stats() const { return impl_->pipeline.stats(); }
 
 std::vector<std::string> Engine::take_warnings() {
-  if (impl_->has_warned || impl_->store.warning().empty()) return {};
+  std::string warning = impl_->store.warning();
+  if (impl_->has_warned || warning.empty()) return {};
   impl_->has_warned = true;
-  return {impl_->store.warning()};
+  return {std::move(warning)};
 }
 
 bool Engine::is_usable() const { return impl_->pipeline.is_usable(); }

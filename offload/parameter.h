@@ -4,6 +4,7 @@
 #define OUTBOARD_OFFLOAD_PARAMETER_H_
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -46,11 +47,12 @@ struct Parameter {
       false;  ///< a loaded low half belongs to weights that may be loaded after it
 
   // The gradient of the step to come.
-  int contributions = 0;           ///< gradients taken
-  int contributions_added = 0;     ///< of these, how many the sum holds; the driver counts
-  bool is_accumulated = false;     ///< the sum is in the accumulator (or in an fp32 gradient store)
-  GradientSource local_gradient;   ///< for resident and host-memory parameters
-  std::vector<EventPtr> arrived;   ///< per piece: its copy to the host is done
+  int contributions = 0;        ///< gradients taken
+  int contributions_added = 0;  ///< of these, how many the sum holds; the driver counts
+  bool is_accumulated = false;  ///< the sum is in the accumulator (or in an fp32 gradient store)
+  std::exception_ptr gradient_failure;  ///< of the driver, adding a micro-batch: the sum is broken
+  GradientSource local_gradient;        ///< for resident and host-memory parameters
+  std::vector<EventPtr> arrived;        ///< per piece: its copy to the host is done
   std::vector<EventPtr> returned;  ///< per piece: its last copy to the device; null before that
 
   /// Updated on the host by the driver: everything but resident parameters.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "offload/stopwatch.h"
 #include "offload/weight_reader.h"
@@ -31,24 +30,33 @@ Pipeline::Pipeline(const EngineOptions& options, std::shared_ptr<Device> device,
 }
 
 Pipeline::~Pipeline() {
-  try {
-    // Copies under way use memory that is about to go.
-    driver_.drain();
-    if (const EventPtr sent = weight_return_.finish()) sent->synchronize();
-    if (intake_.queue() != nullptr) intake_.queue()->record()->synchronize();
-  } catch (const std::exception&) {
-    // The device is gone or broken: nothing is under way on it any more.
+  // Copies under way use memory that is about to go.
+  driver_.drain();
+  for (CopyQueue* const queue : {weight_return_.queue(), intake_.queue()}) {
+    try {
+      if (queue != nullptr) queue->record()->synchronize();
+    } catch (const std::exception&) {
+      // The device is gone or broken: nothing is under way on it any more.
+    }
   }
 }
 
+Parameter& Pipeline::parameter(size_t index) {
+  if (index >= parameters_.size()) {
+    fail(ErrorKind::kValue, kWho, "parameter ", index, " of ", parameters_.size(),
+         "; give an index that add_parameters() returned");
+  }
+  return *parameters_[index];
+}
+
 void Pipeline::add(std::vector<ParameterPtr> batch, SegmentSums sums, ComputeStream stream) {
+  const std::lock_guard lock(intake_mutex_);
   driver_.drain();
   std::vector<Parameter*> added;
   for (const ParameterPtr& parameter : batch) {
     parameter->returned.resize((parameter->spec.elements + chunk_elements_ - 1) / chunk_elements_);
     added.push_back(parameter.get());
   }
-  const std::lock_guard lock(intake_mutex_);
   read_weights(added, device_.get(), intake_.queue(), stream, arena_);
   for (ParameterPtr& parameter : batch) parameters_.push_back(std::move(parameter));
   if (sums.count > 0) sums_.push_back(std::move(sums));
@@ -59,73 +67,6 @@ void Pipeline::add(std::vector<ParameterPtr> batch, SegmentSums sums, ComputeStr
     }
   }
   chunks_ = plan_chunks(planned, chunk_elements_);
-}
-
-void Pipeline::take(size_t index, GradientSource gradient, ComputeStream stream) {
-  check_usable();
-  const std::lock_guard lock(intake_mutex_);
-  if (is_in_step_) {
-    fail(ErrorKind::kState, kWho, "gradient of ", parameters_.at(index)->spec.name,
-         " arrived between begin_step and finish_step; run backward after the step has ended");
-  }
-  Parameter& parameter = *parameters_.at(index);
-  if (parameter.spec.elements == 0) {
-    parameter.contributions = 1;
-    return;
-  }
-  if (!parameter.is_offloaded()) {
-    intake_.keep(parameter, std::move(gradient), stream);
-    parameter.contributions = 1;
-    return;
-  }
-  if (options_.offload_gradients && parameter.contributions > 0) {
-    add_micro_batch(parameter, gradient, stream);
-    return;
-  }
-  const EventPtr was_read = intake_.store(parameter, gradient.data, stream);
-  parameter.contributions = 1;
-  parameter.contributions_added = 1;
-  // Order: the gradient's memory may be reused only after the copy has read it; the driver holds
-  // the owner until then.
-  driver_.post([was_read, owner = std::move(gradient.owner)] { was_read->synchronize(); });
-}
-
-void Pipeline::add_micro_batch(Parameter& parameter, const GradientSource& gradient,
-                               ComputeStream stream) {
-  if (ring_ == nullptr) {
-    ring_ = store_.make_ring(static_cast<size_t>(options_.slots), options_.slot_bytes);
-  }
-  ++parameter.contributions;
-  parameter.is_accumulated = true;
-  intake_.stage(parameter, gradient.data, stream, *ring_, [&](GradientInSlot staged) {
-    auto shared = std::make_shared<GradientInSlot>(std::move(staged));
-    driver_.post([this, shared, owner = gradient.owner] {
-      store_.ensure_accumulators(parameters_);
-      update_.accumulate(*shared);
-    });
-  });
-}
-
-void Pipeline::forget(Parameter& parameter) {
-  // The driver may still be adding micro-batches from the store that the next gradient will
-  // overwrite.
-  if (parameter.is_accumulated) driver_.drain();
-  const std::lock_guard lock(intake_mutex_);
-  parameter.contributions = 0;
-  parameter.contributions_added = 0;
-  parameter.is_accumulated = false;
-  parameter.local_gradient = {};
-}
-
-void Pipeline::forget_all() {
-  for (const ParameterPtr& parameter : parameters_) {
-    if (parameter->has_gradient()) forget(*parameter);
-  }
-}
-
-bool Pipeline::has_gradient(size_t parameter) const {
-  const std::lock_guard lock(intake_mutex_);
-  return parameters_.at(parameter)->has_gradient();
 }
 
 std::vector<size_t> Pipeline::active_parameters() const {
@@ -139,7 +80,11 @@ void Pipeline::check(const StepRequest& request) const {
   }
   for (const size_t index : active_) {
     const Parameter& parameter = *parameters_[index];
-    const size_t group = request.group_of.empty() ? 0 : request.group_of.at(index);
+    if (!request.group_of.empty() && index >= request.group_of.size()) {
+      fail(ErrorKind::kValue, kWho, "group_of has ", request.group_of.size(),
+           " entries and none for ", parameter.spec.name, "; give one for each parameter");
+    }
+    const size_t group = request.group_of.empty() ? 0 : request.group_of[index];
     if (group >= request.hyper.size()) {
       fail(ErrorKind::kValue, kWho, parameter.spec.name, " is in group ", group, " but ",
            request.hyper.size(), " groups of hyper-parameters were given; give one for each group");
@@ -174,6 +119,12 @@ EventPtr Pipeline::read(const StepRequest& request, const EventPtr& backward_don
 
 StepDecision Pipeline::decide(const StepRequest& request, const EventPtr& is_read,
                               UpdateStart start) {
+  for (const size_t index : active_) {
+    // Said once already, perhaps to a call that only wanted the norm; the sum stays broken.
+    if (parameters_[index]->gradient_failure) {
+      std::rethrow_exception(parameters_[index]->gradient_failure);
+    }
+  }
   if (start == UpdateStart::kWhenGradientArrived) return {};
   if (is_read != nullptr) {
     const Stopwatch watch(update_.times().waiting);
@@ -208,6 +159,7 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
   }
   is_in_step_ = true;
   try {
+    updates_done_ = nullptr;
     backward_done_ = device_ == nullptr ? nullptr : device_->record(stream);
     const EventPtr is_read = read(request, backward_done_);
     const UpdateStart start = update_start(
@@ -226,12 +178,30 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
   // Here and not at the end: whoever computes updates without a rule reads the factor in between.
   stats_.gradient_norm = decision_.norm;
   stats_.clip_factor = decision_.clip_factor;
-  if (decision_.is_taken) {
-    for (const size_t index : active_) ++parameters_[index]->step;
+  if (decision_.is_taken) start_updates(request, stream);
+  return decision_.is_taken;
+}
+
+void Pipeline::start_updates(const StepRequest& request, ComputeStream stream) {
+  for (const size_t index : active_) ++parameters_[index]->step;
+  try {
     driver_.post([this, request] { update_host(request); });
     update_resident(request, stream);
+  } catch (const std::exception& error) {
+    break_off(error);
+    throw;
   }
-  return decision_.is_taken;
+}
+
+void Pipeline::break_off(const std::exception& error) {
+  driver_.drain();
+  if (decision_.is_taken) mark_unusable(error);
+  end_step();
+}
+
+void Pipeline::mark_unusable(const std::exception& error) {
+  const std::lock_guard lock(reason_mutex_);
+  if (unusable_reason_.empty()) unusable_reason_ = error.what();
 }
 
 RuleScalars Pipeline::scalars(const Parameter& parameter, const StepRequest& request) const {
@@ -255,8 +225,7 @@ void Pipeline::update_host(const StepRequest& request) {
     }
     if (clock_ != nullptr) updates_done_ = clock_->record();
   } catch (const std::exception& error) {
-    const std::lock_guard lock(reason_mutex_);
-    unusable_reason_ = error.what();
+    mark_unusable(error);
     throw;
   }
 }
@@ -292,10 +261,16 @@ void Pipeline::finish_step(ComputeStream stream) {
     fail(ErrorKind::kState, kWho, "finish_step was called without begin_step; call that first");
   }
   const Stopwatch watch(stats_.in_step);
-  weights_back_ = driver_.submit([this] { return weight_return_.finish(); }).get();
-  // Order: whatever the caller enqueues next (the forward) reads the weights; it starts after the
-  // last copy.
-  if (weights_back_ != nullptr) device_->wait(stream, weights_back_);
+  try {
+    weights_back_ = driver_.submit([this] { return weight_return_.finish(); }).get();
+    // Order: whatever the caller enqueues next (the forward) reads the weights; it starts after the
+    // last copy.
+    if (weights_back_ != nullptr) device_->wait(stream, weights_back_);
+  } catch (const std::exception& error) {
+    break_off(error);
+    driver_.rethrow_failure();  // the first failure, if this one only followed from it
+    throw;
+  }
   stats_.waiting_for_gradients = update_.times().waiting;
   stats_.updating = update_.times().updating;
   ++(decision_.is_taken ? stats_.steps : stats_.skipped_steps);
@@ -310,84 +285,23 @@ void Pipeline::end_step() {
   active_.clear();
 }
 
-double Pipeline::gradient_norm(const StepRequest& request, ComputeStream stream) {
-  check_usable();
-  active_.clear();
-  for (const ParameterPtr& parameter : parameters_) {
-    if (parameter->has_gradient()) active_.push_back(parameter->index);
-  }
-  const EventPtr is_read = read(request, device_ == nullptr ? nullptr : device_->record(stream));
-  const StepDecision decision =
-      driver_.submit([&] { return decide(request, is_read, UpdateStart::kWhenNormKnown); }).get();
-  driver_.rethrow_failure();
-  active_.clear();
-  return decision.norm;
-}
-
-std::vector<size_t> Pipeline::changed_gradients(std::span<const SentGradient> sent,
-                                                ComputeStream stream) {
-  std::vector<size_t> changed;
-  size_t segments = 0;
-  for (const SentGradient& gradient : sent) {
-    segments += norm_segments(parameters_.at(gradient.parameter)->spec.elements);
-  }
-  if (segments == 0) return changed;
-  if (segments > check_segments_) {
-    check_sums_ = device_->allocate(segments * sizeof(float));
-    copied_check_sums_ = static_cast<float*>(store_.staging(segments * sizeof(float)));
-    check_segments_ = segments;
-  }
-  auto* next = static_cast<float*>(check_sums_.get());
-  for (const SentGradient& gradient : sent) {
-    const ParameterSpec& spec = parameters_[gradient.parameter]->spec;
-    device_->sum_of_squares(stream, gradient.data, spec.type, spec.elements, next);
-    next += norm_segments(spec.elements);
-  }
-  std::vector<GradientIntake::Value> values{
-      {copied_check_sums_, check_sums_.get(), segments * sizeof(float)}};
-  for (const SegmentSums& sums : sums_) {
-    values.push_back({sums.host, sums.device.get(), sums.count * sizeof(float)});
-  }
-  EventPtr is_read;
-  {
-    const std::lock_guard lock(intake_mutex_);
-    is_read = intake_.read_values(values, device_->record(stream));
-  }
-  is_read->synchronize();
-  const float* now = copied_check_sums_;
-  for (const SentGradient& gradient : sent) {
-    const Parameter& parameter = *parameters_[gradient.parameter];
-    const size_t count = norm_segments(parameter.spec.elements);
-    if (std::memcmp(now, parameter.copied_sums, count * sizeof(float)) != 0) {
-      changed.push_back(gradient.parameter);
-    }
-    now += count;
-  }
-  return changed;
-}
-
-void Pipeline::wait_gradient(Parameter& parameter) {
-  // The image is about to be rewritten by the caller; its last return may still be reading it.
-  for (const EventPtr& returned : parameter.returned) {
-    if (returned != nullptr) returned->synchronize();
-  }
-  for (size_t first = 0; first < parameter.spec.elements; first += chunk_elements_) {
-    intake_.piece(parameter, first).wait();
-  }
-}
-
 void Pipeline::return_weight(Parameter& parameter) {
   if (parameter.spec.elements == 0) return;
   driver_.post([this, &parameter] {
-    weight_return_.begin(backward_done_);
-    weight_return_.send(update_.adopt(parameter));
-    if (clock_ != nullptr) updates_done_ = clock_->record();
+    try {
+      weight_return_.begin(backward_done_);
+      weight_return_.send(update_.adopt(parameter));
+      if (clock_ != nullptr) updates_done_ = clock_->record();
+    } catch (const std::exception& error) {
+      mark_unusable(error);
+      throw;
+    }
   });
 }
 
 void Pipeline::reload_weights(std::span<Parameter* const> parameters, ComputeStream stream) {
-  driver_.drain();
   const std::lock_guard lock(intake_mutex_);
+  driver_.drain();
   read_weights(parameters, device_.get(), intake_.queue(), stream, arena_);
 }
 

@@ -32,9 +32,10 @@ class Pipeline {
   void add(std::vector<ParameterPtr> batch, SegmentSums sums, ComputeStream stream);
 
   [[nodiscard]] const std::vector<ParameterPtr>& parameters() const { return parameters_; }
-  [[nodiscard]] Parameter& parameter(size_t index) { return *parameters_.at(index); }
+  /// Throws Error(kValue) if there is none.
+  [[nodiscard]] Parameter& parameter(size_t index);
 
-  void take(size_t parameter, GradientSource gradient, ComputeStream stream);
+  void take(size_t index, const GradientSource& gradient, ComputeStream stream);
   void forget(Parameter& parameter);
   void forget_all();
   [[nodiscard]] bool has_gradient(size_t parameter) const;
@@ -64,10 +65,19 @@ class Pipeline {
                                     UpdateStart start);
   [[nodiscard]] RuleScalars scalars(const Parameter& parameter, const StepRequest& request) const;
   void check(const StepRequest& request) const;
+  void take_in(Parameter& parameter, const GradientSource& gradient, ComputeStream stream);
   void add_micro_batch(Parameter& parameter, const GradientSource& gradient, ComputeStream stream);
+  /// Drops a gradient whose intake failed half way, when nothing of it is under way any more. Under
+  /// intake_mutex_, as clear_gradient().
+  void abandon(Parameter& parameter);
+  static void clear_gradient(Parameter& parameter);
+  void start_updates(const StepRequest& request, ComputeStream stream);
   void update_host(const StepRequest& request);
   void update_resident(const StepRequest& request, ComputeStream stream);
   void end_step();
+  /// Ends a step that failed on the caller's thread: half taken, if it was taken at all.
+  void break_off(const std::exception& error);
+  void mark_unusable(const std::exception& error);
   void check_usable() const;
 
   EngineOptions options_;

@@ -64,8 +64,13 @@ std::vector<StateStore::Wish> StateStore::wishes_of(Parameter& parameter,
 }
 
 void StateStore::grant_host(std::vector<Wish>& wishes) {
-  for (Wish& wish : wishes) {
-    wish.array = host_memory_.reserve(wish.bytes, wish.kind, wish.transfer);
+  try {
+    for (Wish& wish : wishes) {
+      wish.array = host_memory_.reserve(wish.bytes, wish.kind, wish.transfer);
+    }
+  } catch (...) {
+    host_memory_.rollback();  // or the next commit would map what nobody wants any more
+    throw;
   }
   host_memory_.commit();
   for (Wish& wish : wishes) *wish.pointer = wish.array.data();
@@ -93,34 +98,43 @@ SegmentSums StateStore::add(std::span<const ParameterPtr> batch) {
   SegmentSums sums;
   for (const ParameterPtr& parameter : batch) {
     const size_t segments = norm_segments(parameter->spec.elements);
-    if (parameter->spec.memory == Memory::kDevice) {
-      sums.count += segments;
-    }
+    parameter->host_sums.resize(segments);
+    if (parameter->spec.memory == Memory::kDevice) sums.count += segments;
     if (!parameter->is_host_updated()) continue;
     auto more = wishes_of(*parameter, parameter->spec.hyper);
     wishes.insert(wishes.end(), more.begin(), more.end());
   }
+  const size_t sums_bytes = sums.count * sizeof(float);
   if (sums.count > 0) {
-    wishes.push_back({sums.count * sizeof(float), MemoryKind::kStaging, true,
-                      reinterpret_cast<void**>(&sums.host)});
-    sums.device = allocator_(sums.count * sizeof(float));
-    device_workspace_bytes_ += sums.count * sizeof(float);
+    wishes.push_back(
+        {sums_bytes, MemoryKind::kStaging, true, reinterpret_cast<void**>(&sums.host)});
   }
-  for (const ParameterPtr& parameter : batch) {
-    if (parameter->is_host_updated()) continue;
-    auto resident = wishes_of(*parameter, parameter->spec.hyper);
-    grant_device(*parameter, resident);
+  const size_t device_state_bytes_before = device_state_bytes_;
+  try {
+    if (sums.count > 0) sums.device = allocator_(sums_bytes);
+    for (const ParameterPtr& parameter : batch) {
+      if (parameter->is_host_updated()) continue;
+      auto resident = wishes_of(*parameter, parameter->spec.hyper);
+      grant_device(*parameter, resident);
+    }
+    grant_host(wishes);
+  } catch (...) {
+    device_state_bytes_ = device_state_bytes_before;  // its memory goes with the batch
+    throw;
   }
-  grant_host(wishes);
+  device_workspace_bytes_ += sums_bytes;
+  hand_out(sums, batch);
+  return sums;
+}
+
+void StateStore::hand_out(const SegmentSums& sums, std::span<const ParameterPtr> batch) {
   size_t offset = 0;
   for (const ParameterPtr& parameter : batch) {
-    parameter->host_sums.resize(norm_segments(parameter->spec.elements));
     if (parameter->spec.memory != Memory::kDevice) continue;
     parameter->device_sums = static_cast<float*>(sums.device.get()) + offset;
     parameter->copied_sums = sums.host + offset;
     offset += norm_segments(parameter->spec.elements);
   }
-  return sums;
 }
 
 void StateStore::ensure_states(Parameter& parameter, std::span<const double> hyper) {
@@ -149,7 +163,13 @@ void StateStore::ensure_accumulators(std::span<const ParameterPtr> parameters) {
 
 std::unique_ptr<StagingRing> StateStore::make_ring(size_t slots, size_t slot_bytes) {
   const std::lock_guard lock(mutex_);
-  auto ring = std::make_unique<StagingRing>(host_memory_, slots, slot_bytes);
+  std::unique_ptr<StagingRing> ring;
+  try {
+    ring = std::make_unique<StagingRing>(host_memory_, slots, slot_bytes);
+  } catch (...) {
+    host_memory_.rollback();
+    throw;
+  }
   host_memory_.commit();
   return ring;
 }
@@ -159,6 +179,11 @@ void* StateStore::staging(size_t bytes) {
   const HostArray array = host_memory_.reserve(bytes, MemoryKind::kStaging, true);
   host_memory_.commit();
   return array.data();
+}
+
+std::string StateStore::warning() const {
+  const std::lock_guard lock(mutex_);
+  return host_memory_.warning();
 }
 
 MemoryStats StateStore::memory() const {

@@ -37,11 +37,12 @@ class StateStore {
   [[nodiscard]] void* staging(size_t bytes);
 
   [[nodiscard]] MemoryStats memory() const;
-  [[nodiscard]] const std::string& warning() const { return host_memory_.warning(); }
+  [[nodiscard]] std::string warning() const;
 
  private:
   struct Wish;  // an array that a parameter wants: how many bytes, where the pointer goes
   std::vector<Wish> wishes_of(Parameter& parameter, std::span<const double> hyper) const;
+  static void hand_out(const SegmentSums& sums, std::span<const ParameterPtr> batch);
   void grant_host(std::vector<Wish>& wishes);
   void grant_device(Parameter& parameter, std::vector<Wish>& wishes);
 

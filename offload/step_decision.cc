@@ -8,8 +8,7 @@ namespace outboard {
 StepDecision decide_step(const StepEvidence& evidence, double max_norm, bool skips_nonfinite) {
   StepDecision decision;
   decision.norm = std::sqrt(evidence.sum_of_squares) / evidence.loss_scale;
-  decision.is_taken =
-      !evidence.found_inf && (!skips_nonfinite || std::isfinite(evidence.sum_of_squares));
+  decision.is_taken = !evidence.found_inf && (!skips_nonfinite || std::isfinite(decision.norm));
   if (max_norm > 0) {
     const double factor = max_norm / (decision.norm + 1e-6);
     if (!(factor >= 1)) decision.clip_factor = factor;  // a NaN norm stays visible

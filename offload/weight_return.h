@@ -25,6 +25,8 @@ class WeightReturn {
   /// The point after every copy sent so far; null without a device.
   [[nodiscard]] EventPtr finish();
 
+  [[nodiscard]] CopyQueue* queue() { return up_.get(); }
+
  private:
   std::unique_ptr<CopyQueue> up_;
 };

@@ -50,7 +50,9 @@ struct ParameterSpec {
   bool has_random_id = false;
 };
 
-/// A contiguous gradient of a parameter's own type. `owner` is kept until the gradient was read.
+/// A contiguous gradient of a parameter's own type. `owner` is kept until the gradient was read; of
+/// a resident parameter, until the work that reads it is enqueued on the step's stream (memory that
+/// is reused in that stream's order is safe, as with torch's allocator).
 struct GradientSource {
   const void* data = nullptr;
   std::shared_ptr<void> owner;
@@ -97,7 +99,9 @@ class Engine {
 
   /// `device` may be null when every parameter is in host memory.
   Engine(const EngineOptions& options, std::shared_ptr<Device> device, Allocator allocator = {});
-  /// Waits for everything under way.
+  /// Waits for the driver and for every copy. Resident updates may still be running on the caller's
+  /// stream: device memory goes back through its deleter, which is ordered behind them (torch's
+  /// allocator) or synchronises (cudaFree).
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -110,7 +114,8 @@ class Engine {
   /// Takes a gradient that `stream` has produced: enqueues its segment sums and its copy to the
   /// host, never blocks on the device. With offload_gradients a second gradient before the next
   /// step is added, without it replaces the first. For resident and host-memory parameters only the
-  /// pointer is kept, until the step.
+  /// pointer is kept, until the step. If it throws while copying, the parameter has no gradient and
+  /// nothing of it is under way.
   void gradient_ready(size_t parameter, GradientSource gradient, ComputeStream stream);
   /// Drops what gradient_ready() gave for this parameter (all: for every parameter) since the last
   /// step.

@@ -31,6 +31,7 @@ class OverlappedTrainer {
         loss_scale_(zeroed_memory(sizeof(float))),
         engine_(options_of(trial), device) {
     std::vector<ParameterSpec> specs;
+    weights_.reserve(trial.parameters.size());  // the stream reads it while it grows
     for (size_t p = 0; p < trial.parameters.size(); ++p) {
       const TrialParameter& kind = trial.parameters[p];
       weights_.push_back(aligned_memory(kind.weight_bytes()));
@@ -132,6 +133,17 @@ class OverlappedTrainer {
     return outcome;
   }
 
+  /// For trials that fail: an exception lets go of gradients that backward has yet to write.
+  void release_in_order() { releases_in_order_ = true; }
+  /// Lets go of gradients that were not sent, after a failure.
+  void forget() {
+    fake_->record(stream_)->synchronize();
+    for (size_t p = 0; p < gradients_.size(); ++p) {
+      gradients_[p] = nullptr;
+      has_gradient_[p] = false;
+    }
+  }
+
   /// A weight changed while a backward that uses it was running.
   [[nodiscard]] bool weights_changed_in_backward() const { return weights_changed_in_backward_; }
   [[nodiscard]] Engine& engine() { return engine_; }
@@ -188,7 +200,7 @@ class OverlappedTrainer {
     const size_t bytes = kind.weight_bytes();
     auto memory = aligned_memory(bytes);
     std::memset(memory.get(), 0xFF, bytes);
-    const bool is_ordered = kind.placement == Placement::kResident;
+    const bool is_ordered = kind.placement == Placement::kResident || releases_in_order_;
     void* const data = memory.get();
     return {data, [memory, bytes, is_ordered, fake = fake_, stream = stream_](void*) {
               if (!is_ordered) {
@@ -207,6 +219,7 @@ class OverlappedTrainer {
   std::vector<std::shared_ptr<void>> gradients_ =
       std::vector<std::shared_ptr<void>>(trial_.parameters.size());
   std::vector<char> has_gradient_ = std::vector<char>(trial_.parameters.size());
+  bool releases_in_order_ = false;
   std::atomic<bool> weights_changed_in_backward_ = false;
   Outcome outcome_;
   Engine engine_;  // last: it reads and writes what is above

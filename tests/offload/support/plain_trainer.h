@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cpu_kernels/step.h"
@@ -132,15 +133,17 @@ class PlainTrainer {
         accumulate(parameters_[p], step, micro_batch, p);
       }
     }
-    const double scale = decide();
+    const std::optional<double> scale = decide();
+    if (!scale) ++outcome_.skipped_steps;
     for (size_t p = 0; p < parameters_.size(); ++p) {
       if (parameters_[p].gradient == nullptr) continue;
-      update(parameters_[p], trial_.hyper(step, trial_.group_of(p)), scale);
+      if (scale) update(parameters_[p], trial_.hyper(step, trial_.group_of(p)), *scale);
       parameters_[p].gradient = nullptr;
     }
   }
 
-  double decide() {
+  /// What gradients are multiplied by; nothing if the step is skipped.
+  std::optional<double> decide() {
     double total = 0;
     for (const Parameter& parameter : parameters_) {
       if (parameter.gradient == nullptr) continue;
@@ -151,9 +154,10 @@ class PlainTrainer {
     const double loss_scale = static_cast<double>(trial_.loss_scale);
     const bool needs_norm = max_norm > 0 || trial_.skips_nonfinite || loss_scale != 1;
     const double norm = needs_norm ? std::sqrt(total) / loss_scale : 0;
-    const double factor = max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1;
+    const double factor = max_norm > 0 ? std::min(max_norm / (norm + 1e-6), 1.0) : 1;
     outcome_.norms.push_back(norm);
     outcome_.clip_factors.push_back(factor);
+    if (trial_.skips_nonfinite && !std::isfinite(total)) return std::nullopt;
     return factor / loss_scale;
   }
 

@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "outboard/engine.h"
@@ -65,6 +66,15 @@ struct TrialParameter {
   [[nodiscard]] size_t weight_bytes() const { return elements * bytes_of(type); }
 };
 
+/// A value that one element of one gradient takes instead of its own.
+struct Spoiled {
+  int step = -1;
+  int micro_batch = 0;
+  size_t parameter = 0;
+  size_t element = 0;
+  float value = 0;
+};
+
 struct Trial {
   uint64_t seed = 1;
   RuleId rule = RuleId::kAdamW;
@@ -78,6 +88,7 @@ struct Trial {
   int slots = 1;
   bool has_unused = true;  ///< some parameters get no gradient in some micro-batches
   std::vector<TrialParameter> parameters;
+  Spoiled spoiled = {};
 
   [[nodiscard]] uint64_t draw(uint64_t a, uint64_t b, uint64_t c) const {
     return splitmix64(splitmix64(splitmix64(seed ^ a) + b) ^ c);
@@ -135,6 +146,10 @@ struct Trial {
   /// the weight, so that a forward that saw a wrong weight is seen in every later value.
   [[nodiscard]] float gradient(int step, int micro_batch, size_t parameter, size_t i,
                                float weight) const {
+    if (step == spoiled.step && micro_batch == spoiled.micro_batch &&
+        parameter == spoiled.parameter && i == spoiled.element) {
+      return spoiled.value;
+    }
     const uint64_t when = static_cast<uint64_t>(step * 16 + micro_batch) << 20 | parameter;
     const float noise = uniform(draw(16, when, i));
     return (noise * amplitude(step) + 0.0625f * weight) * loss_scale;
@@ -198,6 +213,8 @@ inline std::vector<TrialParameter> parameters_of_every_kind(uint64_t seed) {
   parameters.back().placement = Placement::kResident;
   parameters.push_back(parameters[4]);
   parameters.back().memory = Memory::kHost;
+  // A resident's gradient comes last: nothing but the step itself waits for it.
+  std::swap(parameters[0], parameters[10]);
   return parameters;
 }
 

@@ -1,0 +1,186 @@
+// Gradients between two steps: taking, adding, forgetting and measuring them; see pipeline.h. What
+// a step does with them lives in pipeline.cc.
+#include <cstring>
+
+#include "offload/pipeline.h"
+#include "outboard/error.h"
+
+namespace outboard {
+
+namespace {
+constexpr std::string_view kWho = "Engine";
+}  // namespace
+
+void Pipeline::take(size_t index, const GradientSource& gradient, ComputeStream stream) {
+  check_usable();
+  const std::lock_guard lock(intake_mutex_);
+  Parameter& parameter = this->parameter(index);
+  if (is_in_step_) {
+    fail(ErrorKind::kState, kWho, "gradient of ", parameter.spec.name,
+         " arrived between begin_step and finish_step; run backward after the step has ended");
+  }
+  if (parameter.spec.elements == 0) {
+    parameter.contributions = 1;
+    return;
+  }
+  if (gradient.data == nullptr) {
+    fail(ErrorKind::kValue, kWho, "gradient of ", parameter.spec.name, " (",
+         parameter.spec.elements, " elements) is null; give its address, or nothing at all");
+  }
+  try {
+    take_in(parameter, gradient, stream);
+  } catch (...) {
+    // A part of it may be under way: half a gradient must not be stepped with, and copies must end
+    // before the caller takes its memory back.
+    abandon(parameter);
+    throw;
+  }
+}
+
+void Pipeline::take_in(Parameter& parameter, const GradientSource& gradient, ComputeStream stream) {
+  if (!parameter.is_offloaded()) {
+    intake_.keep(parameter, gradient, stream);
+    parameter.contributions = 1;
+    return;
+  }
+  if (options_.offload_gradients && parameter.contributions > 0) {
+    add_micro_batch(parameter, gradient, stream);
+    return;
+  }
+  const EventPtr was_read = intake_.store(parameter, gradient.data, stream);
+  parameter.contributions = 1;
+  parameter.contributions_added = 1;
+  // Order: the gradient's memory may be reused only after the copy has read it; the driver holds
+  // the owner until then.
+  driver_.post([was_read, owner = gradient.owner] { was_read->synchronize(); });
+}
+
+void Pipeline::add_micro_batch(Parameter& parameter, const GradientSource& gradient,
+                               ComputeStream stream) {
+  if (ring_ == nullptr) {
+    ring_ = store_.make_ring(static_cast<size_t>(options_.slots), options_.slot_bytes);
+  }
+  ++parameter.contributions;
+  parameter.is_accumulated = true;
+  intake_.stage(parameter, gradient.data, stream, *ring_, [&](GradientInSlot staged) {
+    auto shared = std::make_shared<GradientInSlot>(std::move(staged));
+    driver_.post([this, shared, owner = gradient.owner] {
+      try {
+        store_.ensure_accumulators(parameters_);
+        update_.accumulate(*shared);
+      } catch (...) {
+        shared->parameter->gradient_failure = std::current_exception();
+        throw;
+      }
+    });
+  });
+}
+
+void Pipeline::abandon(Parameter& parameter) {
+  try {
+    if (intake_.queue() != nullptr) intake_.queue()->record()->synchronize();
+  } catch (const std::exception&) {
+    // The device is broken: nothing is under way on it any more.
+  }
+  driver_.drain();
+  clear_gradient(parameter);
+}
+
+void Pipeline::forget(Parameter& parameter) {
+  // The driver may still be adding micro-batches from the store that the next gradient will
+  // overwrite.
+  if (parameter.is_accumulated) driver_.drain();
+  const std::lock_guard lock(intake_mutex_);
+  clear_gradient(parameter);
+}
+
+void Pipeline::clear_gradient(Parameter& parameter) {
+  parameter.contributions = 0;
+  parameter.contributions_added = 0;
+  parameter.is_accumulated = false;
+  parameter.local_gradient = {};
+  parameter.gradient_failure = nullptr;
+}
+
+void Pipeline::forget_all() {
+  for (const ParameterPtr& parameter : parameters_) {
+    if (parameter->has_gradient()) forget(*parameter);
+  }
+}
+
+bool Pipeline::has_gradient(size_t parameter) const {
+  const std::lock_guard lock(intake_mutex_);
+  return parameters_.at(parameter)->has_gradient();
+}
+
+double Pipeline::gradient_norm(const StepRequest& request, ComputeStream stream) {
+  check_usable();
+  if (is_in_step_) {
+    fail(ErrorKind::kState, kWho, "gradient_norm was called between begin_step and finish_step; ",
+         "stats() has the norm of the step under way");
+  }
+  active_.clear();
+  for (const ParameterPtr& parameter : parameters_) {
+    if (parameter->has_gradient()) active_.push_back(parameter->index);
+  }
+  const EventPtr is_read = read(request, device_ == nullptr ? nullptr : device_->record(stream));
+  const StepDecision decision =
+      driver_.submit([&] { return decide(request, is_read, UpdateStart::kWhenNormKnown); }).get();
+  driver_.rethrow_failure();
+  active_.clear();
+  return decision.norm;
+}
+
+std::vector<size_t> Pipeline::changed_gradients(std::span<const SentGradient> sent,
+                                                ComputeStream stream) {
+  std::vector<size_t> changed;
+  size_t segments = 0;
+  for (const SentGradient& gradient : sent) {
+    segments += norm_segments(parameters_.at(gradient.parameter)->spec.elements);
+  }
+  if (segments == 0) return changed;
+  if (segments > check_segments_) {
+    check_sums_ = device_->allocate(segments * sizeof(float));
+    copied_check_sums_ = static_cast<float*>(store_.staging(segments * sizeof(float)));
+    check_segments_ = segments;
+  }
+  auto* next = static_cast<float*>(check_sums_.get());
+  for (const SentGradient& gradient : sent) {
+    const ParameterSpec& spec = parameters_[gradient.parameter]->spec;
+    device_->sum_of_squares(stream, gradient.data, spec.type, spec.elements, next);
+    next += norm_segments(spec.elements);
+  }
+  std::vector<GradientIntake::Value> values{
+      {copied_check_sums_, check_sums_.get(), segments * sizeof(float)}};
+  for (const SegmentSums& sums : sums_) {
+    values.push_back({sums.host, sums.device.get(), sums.count * sizeof(float)});
+  }
+  EventPtr is_read;
+  {
+    const std::lock_guard lock(intake_mutex_);
+    is_read = intake_.read_values(values, device_->record(stream));
+  }
+  is_read->synchronize();
+  const float* now = copied_check_sums_;
+  for (const SentGradient& gradient : sent) {
+    const Parameter& parameter = *parameters_[gradient.parameter];
+    const size_t count = norm_segments(parameter.spec.elements);
+    if (std::memcmp(now, parameter.copied_sums, count * sizeof(float)) != 0) {
+      changed.push_back(gradient.parameter);
+    }
+    now += count;
+  }
+  return changed;
+}
+
+void Pipeline::wait_gradient(Parameter& parameter) {
+  // The image is about to be rewritten by the caller; its last return may still be reading it.
+  for (const EventPtr& returned : parameter.returned) {
+    if (returned != nullptr) returned->synchronize();
+  }
+  for (size_t first = 0; first < parameter.spec.elements; first += chunk_elements_) {
+    intake_.piece(parameter, first).wait();
+  }
+}
+
+}  // namespace outboard
