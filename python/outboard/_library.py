@@ -22,6 +22,7 @@ def load_library(path: Path = LIBRARY) -> None:
     except OSError as error:
         raise ImportError(
             f"[outboard] the native library {path} does not load with torch {torch.__version__}: "
-            f"{error}; build it again against this torch (`pip install --no-build-isolation .`) "
-            "and install oneTBB (libtbb12) if it is the one that is missing"
+            f"{error.__cause__ or error}; build it again against this torch "
+            "(`pip install --no-build-isolation .`) and "
+            "install oneTBB (libtbb12) if it is the one that is missing"
         ) from error

@@ -184,5 +184,5 @@ def test_fp16_network_trains_as_with_torch(place, mode):
 
     ours = run(place.device, lambda p: place.optimizer(p, lr=1e-2, **MODES[mode]))
     theirs = run(place.device, lambda p: torch.optim.AdamW(p, lr=1e-2))
-    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours == pytest.approx(theirs, rel=1e-2)
     assert ours[-1] < 0.9 * ours[0]

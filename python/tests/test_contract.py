@@ -163,7 +163,7 @@ def test_step_hooks_fire_in_order_and_once(place):
 def test_profiler_sees_step_and_zero_grad(place):
     p = make_parameters(place.device)
     optimizer = place.optimizer(p)
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         train(optimizer, p, 2)
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["Optimizer.step#CPUOffloadOptimizer.step"] == 2

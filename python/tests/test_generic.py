@@ -70,7 +70,7 @@ def test_fp32_parameters_follow_the_class_itself(place, case, offload_gradients)
     train(optimizer, p, 4)
     train(reference, twins, 4)
     for a, b in zip(p, twins, strict=True):
-        torch.testing.assert_close(a.detach().cpu(), b.detach(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(a.detach().cpu(), b.detach(), rtol=1e-5, atol=5e-6)
         for key, value in reference.state[b].items():
             torch.testing.assert_close(optimizer.state[a][key], value, check_device=False)
 
@@ -109,7 +109,7 @@ def test_groups_change_between_steps(place):
             stepper.param_groups[0]["lr"] *= 0.5
             stepper.param_groups[1]["weight_decay"] = 0.1
     for a, b in zip(p, twins, strict=True):
-        torch.testing.assert_close(a.detach().cpu(), b.detach(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(a.detach().cpu(), b.detach(), rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize("offload_gradients", [False, True])
@@ -194,7 +194,7 @@ def test_state_dict_goes_to_the_plain_class_and_back(place):
     train(plain, q, 1, first=4)
     train(again, r, 1, first=4)
     for a, b in zip(q, r, strict=True):
-        torch.testing.assert_close(b.detach().cpu(), a.detach(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(b.detach().cpu(), a.detach(), rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize(
