@@ -206,6 +206,8 @@ inline std::vector<TrialParameter> parameters_of_every_kind(uint64_t seed) {
   }
   parameters[1].elements = 3 * kTrialChunkElements;  // ends on a chunk's edge
   parameters[0].elements = 0;
+  parameters.push_back(parameters[8]);
+  parameters.back().placement = Placement::kResident;
   parameters.push_back(parameters[2]);
   parameters.back().placement = Placement::kResident;
   parameters.push_back(parameters[1]);

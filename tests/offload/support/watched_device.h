@@ -3,12 +3,17 @@
 #ifndef OUTBOARD_TESTS_OFFLOAD_SUPPORT_WATCHED_DEVICE_H_
 #define OUTBOARD_TESTS_OFFLOAD_SUPPORT_WATCHED_DEVICE_H_
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "outboard/device.h"
 #include "outboard/error.h"
@@ -27,8 +32,8 @@ enum class Call {
   kUpdateResident,
   kAllocate,
   kPin,
+  kUnpin,
 };
-inline constexpr int kCalls = 11;
 
 /// What the test wants to see of each call. May throw; pin then refuses.
 using Watcher = std::function<void(Call call, const Event* event)>;
@@ -53,10 +58,36 @@ class WatchedEvent final : public Event {
   std::shared_ptr<const Watcher> watcher_;
 };
 
+/// Events behind the copies of all queues, and the queues themselves: like CUDA's, a queue that is
+/// destroyed goes on with its work, and nobody waits for that.
+class Copies {
+ public:
+  std::shared_ptr<CopyQueue> keep(std::unique_ptr<CopyQueue> queue) {
+    const std::lock_guard lock(mutex_);
+    queues_.push_back(std::move(queue));
+    return queues_.back();
+  }
+  void add(EventPtr event) {
+    const std::lock_guard lock(mutex_);
+    events_.push_back(std::move(event));
+  }
+  [[nodiscard]] bool are_done() {
+    const std::lock_guard lock(mutex_);
+    return std::all_of(events_.begin(), events_.end(),
+                       [](const EventPtr& event) { return event->is_done(); });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<CopyQueue>> queues_;
+  std::vector<EventPtr> events_;
+};
+
 class WatchedQueue final : public CopyQueue {
  public:
-  WatchedQueue(std::unique_ptr<CopyQueue> inner, std::shared_ptr<const Watcher> watcher)
-      : inner_(std::move(inner)), watcher_(std::move(watcher)) {}
+  WatchedQueue(std::shared_ptr<CopyQueue> inner, std::shared_ptr<const Watcher> watcher,
+               std::shared_ptr<Copies> copies)
+      : inner_(std::move(inner)), watcher_(std::move(watcher)), copies_(std::move(copies)) {}
   void wait(const EventPtr& event) override {
     (*watcher_)(Call::kQueueWait, nullptr);
     inner_->wait(WatchedEvent::unwrap(event));
@@ -64,10 +95,12 @@ class WatchedQueue final : public CopyQueue {
   void copy_to_host(void* host, const void* device, size_t bytes) override {
     (*watcher_)(Call::kCopyToHost, nullptr);
     inner_->copy_to_host(host, device, bytes);
+    copies_->add(inner_->record());
   }
   void copy_to_device(void* device, const void* host, size_t bytes) override {
     (*watcher_)(Call::kCopyToDevice, nullptr);
     inner_->copy_to_device(device, host, bytes);
+    copies_->add(inner_->record());
   }
   [[nodiscard]] EventPtr record() override {
     (*watcher_)(Call::kQueueRecord, nullptr);
@@ -75,8 +108,9 @@ class WatchedQueue final : public CopyQueue {
   }
 
  private:
-  std::unique_ptr<CopyQueue> inner_;
+  std::shared_ptr<CopyQueue> inner_;
   std::shared_ptr<const Watcher> watcher_;
+  std::shared_ptr<Copies> copies_;
 };
 
 class WatchedDevice final : public Device {
@@ -85,7 +119,8 @@ class WatchedDevice final : public Device {
       : inner_(std::move(inner)), watcher_(std::make_shared<const Watcher>(std::move(watcher))) {}
 
   [[nodiscard]] std::unique_ptr<CopyQueue> make_copy_queue() override {
-    return std::make_unique<WatchedQueue>(inner_->make_copy_queue(), watcher_);
+    return std::make_unique<WatchedQueue>(copies_->keep(inner_->make_copy_queue()), watcher_,
+                                          copies_);
   }
   [[nodiscard]] EventPtr record(ComputeStream stream) override {
     (*watcher_)(Call::kRecord, nullptr);
@@ -120,12 +155,43 @@ class WatchedDevice final : public Device {
     }
     return inner_->pin(host, bytes);
   }
-  void unpin(void* host, size_t bytes) noexcept override { inner_->unpin(host, bytes); }
+  void unpin(void* host, size_t bytes) noexcept override {
+    (*watcher_)(Call::kUnpin, nullptr);
+    inner_->unpin(host, bytes);
+  }
+  /// No copy that was enqueued so far touches memory any more.
+  [[nodiscard]] bool is_idle() const { return copies_->are_done(); }
 
  private:
+  std::shared_ptr<Copies> copies_ = std::make_shared<Copies>();
   std::shared_ptr<Device> inner_;
   std::shared_ptr<const Watcher> watcher_;
 };
+
+/// Holds work on a stream, or a thread, until it is opened. Opening twice is fine.
+class Gate {
+ public:
+  void open() {
+    is_open_ = true;
+    is_open_.notify_all();
+  }
+  void wait() const { is_open_.wait(false); }
+
+ private:
+  std::atomic<bool> is_open_ = false;
+};
+
+/// Gives code that fails to wait the time to go wrong: returns as soon as `has_gone_wrong`, or
+/// after a while. Right code never depends on it.
+template <class Condition>
+bool happens_soon(Condition has_gone_wrong) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+  while (std::chrono::steady_clock::now() < end) {
+    if (has_gone_wrong()) return true;
+    std::this_thread::yield();
+  }
+  return false;
+}
 
 /// Throws at call number `failing` (from 0) of one kind, once it is armed.
 class Fault {
