@@ -1,0 +1,177 @@
+// The libtorch face: a torch::optim::Optimizer whose masters and state live in host memory. What it
+// is built from (tensors, hooks, the engine) stays behind a pointer.
+#ifndef OUTBOARD_TORCH_CPU_OFFLOAD_OPTIMIZER_H_
+#define OUTBOARD_TORCH_CPU_OFFLOAD_OPTIMIZER_H_
+
+#include <torch/optim/adam.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/optimizer.h>
+#include <torch/optim/sgd.h>
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "outboard/device.h"
+#include "outboard/stats.h"
+
+namespace outboard {
+
+/// Options of the native rule Lion, which torch does not have. Beside them torch's AdamWOptions,
+/// AdamOptions and SGDOptions choose the native rule of their name.
+struct LionOptions : public torch::optim::OptimizerCloneableOptions<LionOptions> {
+  explicit LionOptions(double lr = 1e-4) : lr_(lr) {}
+  using betas_t = std::tuple<double, double>;
+  TORCH_ARG(double, lr) = 1e-4;
+  TORCH_ARG(betas_t, betas) = std::make_tuple(0.9, 0.99);
+  TORCH_ARG(double, weight_decay) = 0;
+
+ public:
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+  [[nodiscard]] double get_lr() const override { return lr_; }
+  void set_lr(double lr) override { lr_ = lr; }
+};
+
+/// What CPUOffloadOptimizer is made with, beside the options of the base optimizer.
+struct CPUOffloadOptions {
+  /// Device gradients are freed as soon as they are copied; further backwards are added in fp32 on
+  /// the host. Clip with max_gradient_norm or clip_grad_norm_() then.
+  bool offload_gradients = false;
+  std::string state_format = "fp32";  ///< how moments are stored: "fp32" or "bf16"
+  /// "auto" (split for bf16 weights, fp32 for fp16), "split", "fp32", or "none" (stochastic
+  /// rounding).
+  std::string master = "auto";
+  double max_gradient_norm = 0;         ///< clips every step's global norm; 0: off
+  int64_t min_offload_elements = 4096;  ///< smaller parameters stay resident on their device
+  bool skip_nonfinite = true;  ///< a step with an Inf or NaN gradient changes nothing, is counted
+  int threads = 0;             ///< compute threads of the host update; 0: chosen from the cores
+  bool pin_memory = true;      ///< register transfer memory with CUDA
+  uint64_t seed = 0;           ///< of stochastic rounding
+  size_t chunk_elements = size_t{16} << 20;  ///< the unit of pipeline work
+  std::vector<torch::Tensor> resident = {};  ///< parameters that stay resident whatever their size
+  /// Treats CPU parameters as if they lay on this fake device: the whole pipeline without a GPU.
+  std::optional<SimulatedDeviceOptions> simulated_device = {};
+};
+
+/// What stats() reports.
+struct OffloadStats {
+  MemoryStats memory;
+  StepStats step;
+};
+
+/// Trains CUDA parameters with master weights and optimizer state in host memory. Gradients are
+/// copied to the host while backward runs; step() updates there chunk by chunk and returns once the
+/// last weight copy is enqueued: the current CUDA stream waits for it, the device is not
+/// synchronised. CPU parameters are updated in place.
+///
+/// Options are read from param_groups() at every step, so torch's LR schedulers work. zero_grad()
+/// and add_param_group() of the base class are not virtual: call them on this class. state() of the
+/// base class stays empty: see state_of(). Used by one thread at a time. Failures are
+/// outboard::Error.
+class CPUOffloadOptimizer : public torch::optim::Optimizer {
+ public:
+  using ParamGroups = std::vector<torch::optim::OptimizerParamGroup>;
+  /// Makes any other optimizer over the given tensors. Called for the fp32 host master of each
+  /// offloaded parameter alone, and for probes of a few elements.
+  using Factory =
+      std::function<std::unique_ptr<torch::optim::Optimizer>(std::vector<torch::Tensor>)>;
+
+  /// One native rule, chosen by the type of `base`: AdamWOptions, AdamOptions, SGDOptions,
+  /// LionOptions. Groups without options get `base`. Allocates host memory and reads the weights
+  /// (blocks). Throws Error for wrong values (kValue), types (kType) or memory that cannot be had
+  /// (kMemory).
+  template <std::derived_from<torch::optim::OptimizerOptions> Base>
+  CPUOffloadOptimizer(ParamGroups groups, Base base, CPUOffloadOptions options = {})
+      : CPUOffloadOptimizer(std::move(groups), std::make_unique<Base>(std::move(base)), nullptr,
+                            std::move(options)) {}
+  template <std::derived_from<torch::optim::OptimizerOptions> Base>
+  CPUOffloadOptimizer(std::vector<torch::Tensor> parameters, Base base,
+                      CPUOffloadOptions options = {})
+      : CPUOffloadOptimizer(single(std::move(parameters)), std::move(base), std::move(options)) {}
+
+  /// Any other class of torch::optim, or a user's own: its step() runs on fp32 host masters, one
+  /// parameter at a time, while other copies are under way. Groups hold its options.
+  CPUOffloadOptimizer(ParamGroups groups, Factory factory, CPUOffloadOptions options = {});
+  CPUOffloadOptimizer(std::vector<torch::Tensor> parameters, Factory factory,
+                      CPUOffloadOptions options = {})
+      : CPUOffloadOptimizer(single(std::move(parameters)), std::move(factory), std::move(options)) {
+  }
+
+  /// Removes the hooks and waits for everything under way.
+  ~CPUOffloadOptimizer() override;
+  CPUOffloadOptimizer(CPUOffloadOptimizer&&) = delete;
+  CPUOffloadOptimizer& operator=(CPUOffloadOptimizer&&) = delete;
+
+  /// Updates every parameter that has a gradient; returns the closure's loss. An error of the
+  /// driver thread is thrown here or by the next call.
+  torch::Tensor step(LossClosure closure = nullptr) override;
+  /// As torch's; also forgets gradients that were copied but not used.
+  void zero_grad(bool set_to_none = true);
+  /// Throws Error(kValue) for duplicates, an empty group or values out of range; nothing was added
+  /// then.
+  void add_param_group(const torch::optim::OptimizerParamGroup& group);
+
+  /// Clips the coming step to `max_norm`; returns the gradients' global 2-norm before it. Blocks
+  /// until they have arrived. The gradients themselves stay as they are.
+  double clip_grad_norm_(double max_norm);
+  /// Blocks until every weight on the device is current. Training never needs it.
+  void synchronize();
+  /// Bytes by kind, and the last step in seconds.
+  [[nodiscard]] OffloadStats stats() const;
+
+  /// Ends what accumulate() began.
+  class [[nodiscard]] Accumulation {
+   public:
+    ~Accumulation();
+    Accumulation(const Accumulation&) = delete;
+    Accumulation& operator=(const Accumulation&) = delete;
+
+   private:
+    friend class CPUOffloadOptimizer;
+    explicit Accumulation(CPUOffloadOptimizer& optimizer);
+    CPUOffloadOptimizer& optimizer_;
+  };
+  /// While the result lives, backwards are not the last ones of a step: nothing is sent that the
+  /// next one changes again. Optional; results are the same without it.
+  Accumulation accumulate() { return Accumulation(*this); }
+
+  /// Live views on a parameter's state under torch's names, with "step" and, where one is kept,
+  /// "master". Empty before its first update. Waits for updates under way.
+  [[nodiscard]] std::map<std::string, torch::Tensor> state_of(const torch::Tensor& parameter);
+  /// "host", "resident" or "cpu".
+  [[nodiscard]] std::string placement_of(const torch::Tensor& parameter) const;
+
+  /// torch::save and torch::load. Copies everything in memory: save_checkpoint() does not.
+  void save(torch::serialize::OutputArchive& archive) const override;
+  void load(torch::serialize::InputArchive& archive) override;
+
+  /// Writes the file that Python's optimizer.save() writes: torch.load(weights_only=True) reads it.
+  /// `path` shows the old version or the whole new one at any moment. Streams, so that memory does
+  /// not grow. Throws Error(kFile).
+  void save_checkpoint(const std::string& path);
+  /// Reads what save_checkpoint(), outboard's Python face, or torch.save of a torch optimizer's
+  /// state_dict() has written. Every checksum, shape and type is checked before anything changes.
+  /// Throws Error(kFile) for a damaged file, Error(kValue) for one of another model.
+  void load_checkpoint(const std::string& path);
+
+ private:
+  struct Impl;
+  CPUOffloadOptimizer(ParamGroups groups, std::unique_ptr<torch::optim::OptimizerOptions> base,
+                      Factory factory, CPUOffloadOptions options);
+  static ParamGroups single(std::vector<torch::Tensor> parameters);
+
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace outboard
+
+#endif  // OUTBOARD_TORCH_CPU_OFFLOAD_OPTIMIZER_H_

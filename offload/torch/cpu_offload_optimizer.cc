@@ -1,0 +1,235 @@
+// The optimizer over the TensorEngine: groups, steps, clipping. State dicts and files are in
+// optimizer_state.cc.
+#include "outboard/torch/cpu_offload_optimizer.h"
+
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+#include <unordered_set>
+
+#include "offload/torch/hyper.h"
+#include "offload/torch/optimizer_impl.h"
+#include "offload/torch/tensor_types.h"
+#include "outboard/error.h"
+
+namespace outboard {
+namespace {
+
+EngineOptions engine_options(const CPUOffloadOptions& given) {
+  if (given.threads < 0 || given.min_offload_elements < 0 || given.chunk_elements == 0) {
+    fail(ErrorKind::kValue, kWho, "threads is ", given.threads, ", min_offload_elements is ",
+         given.min_offload_elements, ", chunk_elements is ", given.chunk_elements,
+         "; give numbers of at least 0, 0 and 1");
+  }
+  if (!(given.max_gradient_norm >= 0)) {
+    fail(ErrorKind::kValue, kWho, "max_gradient_norm is ", given.max_gradient_norm,
+         "; give a positive number, or 0 for no clipping");
+  }
+  return {.offload_gradients = given.offload_gradients,
+          .skip_nonfinite = given.skip_nonfinite,
+          .threads = given.threads,
+          .pin_memory = given.pin_memory,
+          .seed = given.seed,
+          .chunk_elements = given.chunk_elements};
+}
+
+}  // namespace
+
+CPUOffloadOptimizer::Impl::Impl(CPUOffloadOptions given)
+    : options(std::move(given)), engine(engine_options(options), options.simulated_device) {}
+
+size_t CPUOffloadOptimizer::Impl::index_of(const at::Tensor& tensor) const {
+  const auto found = indices.find(tensor.unsafeGetTensorImpl());
+  if (found == indices.end()) {
+    fail(ErrorKind::kValue, kWho, "a tensor of ", tensor.sizes(), " is no parameter of this ",
+         "optimizer; give one of those it was made with");
+  }
+  return found->second;
+}
+
+void CPUOffloadOptimizer::Impl::check_group(const torch::optim::OptimizerParamGroup& group) const {
+  if (group.params().empty()) {
+    fail(ErrorKind::kValue, kWho, "parameter group ", group_sizes.size(),
+         " has no parameters; give at least one");
+  }
+  std::unordered_set<const c10::TensorImpl*> seen;
+  for (const at::Tensor& tensor : group.params()) {
+    const c10::TensorImpl* key = tensor.unsafeGetTensorImpl();
+    if (!tensor.defined() || !seen.insert(key).second || indices.contains(key)) {
+      fail(ErrorKind::kValue, kWho, "parameter ", seen.size() - 1, " of group ", group_sizes.size(),
+           " is ", tensor.defined() ? "given twice" : "undefined", "; give each parameter once");
+    }
+  }
+  if (!rule || !group.has_options()) return;
+  if (rule_of(group.options()) != *rule) {
+    fail(ErrorKind::kType, kWho, "parameter group ", group_sizes.size(), " has options of ",
+         rule_info(rule_of(group.options())).name, " and the optimizer is ", rule_info(*rule).name,
+         "; give options of the same type");
+  }
+}
+
+void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerParamGroup& group) {
+  check_group(group);
+  TensorGroup added{.tensors = group.params(),
+                    .names = {},
+                    .is_resident = {},
+                    .rule = rule ? std::string(rule_info(*rule).name) : std::string(),
+                    .hyper = rule ? hyper_of(group.options()) : std::vector<double>(),
+                    .state_format = options.state_format,
+                    .master = options.master};
+  for (size_t i = 0; i < group.params().size(); ++i) {
+    const at::Tensor& tensor = group.params()[i];
+    const bool is_wanted = std::ranges::any_of(
+        options.resident, [&](const at::Tensor& wish) { return wish.is_same(tensor); });
+    added.names.push_back("param_groups[" + std::to_string(group_sizes.size()) + "][" +
+                          std::to_string(i) + "]");
+    added.is_resident.push_back(is_wanted || tensor.numel() < options.min_offload_elements);
+  }
+  const size_t first = engine.add_parameters(added);
+  if (generic) generic->add(first, group);
+  for (size_t i = 0; i < group.params().size(); ++i) {
+    indices[group.params()[i].unsafeGetTensorImpl()] = first + i;
+  }
+  group_sizes.push_back(group.params().size());
+}
+
+std::vector<uint32_t> CPUOffloadOptimizer::Impl::update_groups(const ParamGroups& groups) {
+  while (group_sizes.size() < groups.size()) register_group(groups[group_sizes.size()]);
+  std::vector<uint32_t> group_of(engine.parameter_count());
+  for (size_t number = 0; number < group_sizes.size(); ++number) {
+    if (number >= groups.size() || groups[number].params().size() != group_sizes[number]) {
+      fail(ErrorKind::kState, kWho, "parameter group ", number, " had ", group_sizes[number],
+           " parameters and was changed; use add_param_group(), or make the optimizer anew");
+    }
+    for (const at::Tensor& tensor : groups[number].params()) {
+      group_of[index_of(tensor)] = static_cast<uint32_t>(number);
+    }
+  }
+  return group_of;
+}
+
+std::vector<std::vector<double>> CPUOffloadOptimizer::Impl::hyper_of_groups(
+    const ParamGroups& groups) const {
+  std::vector<std::vector<double>> result;
+  for (const auto& group : groups) {
+    result.push_back(rule ? hyper_of(group.options()) : std::vector<double>());
+  }
+  return result;
+}
+
+double CPUOffloadOptimizer::Impl::max_norm() const {
+  double least = std::numeric_limits<double>::infinity();
+  for (const double wish : {options.max_gradient_norm, clip_once}) {
+    if (wish > 0) least = std::min(least, wish);
+  }
+  return std::isinf(least) ? 0 : least;
+}
+
+void CPUOffloadOptimizer::Impl::warn() {
+  for (const std::string& text : engine.take_warnings()) TORCH_WARN(text);
+}
+
+CPUOffloadOptimizer::ParamGroups CPUOffloadOptimizer::single(
+    std::vector<torch::Tensor> parameters) {
+  return {torch::optim::OptimizerParamGroup(std::move(parameters))};
+}
+
+CPUOffloadOptimizer::CPUOffloadOptimizer(ParamGroups groups, Factory factory,
+                                         CPUOffloadOptions options)
+    : CPUOffloadOptimizer(std::move(groups), nullptr, std::move(factory), std::move(options)) {}
+
+CPUOffloadOptimizer::CPUOffloadOptimizer(ParamGroups groups,
+                                         std::unique_ptr<torch::optim::OptimizerOptions> base,
+                                         Factory factory, CPUOffloadOptions options)
+    : Optimizer(ParamGroups(), std::move(base)), impl_(std::make_unique<Impl>(std::move(options))) {
+  if (groups.empty()) {
+    fail(ErrorKind::kValue, kWho, "there are no parameters; give at least one");
+  }
+  if (defaults_) {
+    impl_->rule = rule_of(*defaults_);
+  } else {
+    impl_->generic = std::make_unique<GenericUpdate>(std::move(factory), impl_->engine);
+    defaults_ = impl_->generic->defaults();
+  }
+  for (const auto& group : groups) add_param_group(group);
+  for (const torch::Tensor& tensor : impl_->options.resident) (void)impl_->index_of(tensor);
+}
+
+CPUOffloadOptimizer::~CPUOffloadOptimizer() = default;
+
+void CPUOffloadOptimizer::add_param_group(const torch::optim::OptimizerParamGroup& group) {
+  impl_->update_groups(param_groups_);
+  impl_->check_group(group);
+  Optimizer::add_param_group(group);
+  try {
+    impl_->register_group(param_groups_.back());
+  } catch (...) {
+    param_groups_.pop_back();
+    throw;
+  }
+  impl_->warn();
+}
+
+torch::Tensor CPUOffloadOptimizer::step(LossClosure closure) {
+  const at::NoGradGuard no_grad;
+  torch::Tensor loss;
+  if (closure) {
+    const at::AutoGradMode with_gradients(true);
+    loss = closure();
+  }
+  const std::vector<uint32_t> group_of = impl_->update_groups(param_groups_);
+  const bool is_taken = impl_->engine.begin_step(impl_->hyper_of_groups(param_groups_), group_of,
+                                                 impl_->max_norm(), {}, {});
+  impl_->clip_once = 0;
+  try {
+    if (is_taken && impl_->generic) {
+      impl_->generic->step(param_groups_, group_of, impl_->engine.stats().clip_factor);
+    }
+  } catch (...) {
+    impl_->engine.finish_step();
+    throw;
+  }
+  impl_->engine.finish_step();
+  impl_->warn();
+  return loss;
+}
+
+void CPUOffloadOptimizer::zero_grad(bool set_to_none) {
+  impl_->engine.discard_gradients();
+  impl_->clip_once = 0;
+  Optimizer::zero_grad(set_to_none);
+}
+
+double CPUOffloadOptimizer::clip_grad_norm_(double max_norm) {
+  if (!(max_norm > 0)) {
+    fail(ErrorKind::kValue, kWho, "max_norm is ", max_norm, "; give a positive number");
+  }
+  const double norm = impl_->engine.gradient_norm({});
+  impl_->clip_once = impl_->clip_once > 0 ? std::min(max_norm, impl_->clip_once) : max_norm;
+  return norm;
+}
+
+void CPUOffloadOptimizer::synchronize() { impl_->engine.synchronize(); }
+
+OffloadStats CPUOffloadOptimizer::stats() const {
+  return {.memory = impl_->engine.memory(), .step = impl_->engine.stats()};
+}
+
+std::string CPUOffloadOptimizer::placement_of(const torch::Tensor& parameter) const {
+  return impl_->engine.placement(impl_->index_of(parameter));
+}
+
+CPUOffloadOptimizer::Accumulation::Accumulation(CPUOffloadOptimizer& optimizer)
+    : optimizer_(optimizer) {
+  ++optimizer_.impl_->accumulating;
+  optimizer_.impl_->engine.set_accumulating(true);
+}
+
+CPUOffloadOptimizer::Accumulation::~Accumulation() {
+  const int left = --optimizer_.impl_->accumulating;
+  optimizer_.impl_->engine.set_accumulating(left > 0);
+}
+
+}  // namespace outboard

@@ -1,0 +1,60 @@
+// What is behind CPUOffloadOptimizer: its engine, and which parameter of which group is which of
+// the engine's. Included by the files that implement the class only.
+#ifndef OUTBOARD_OFFLOAD_TORCH_OPTIMIZER_IMPL_H_
+#define OUTBOARD_OFFLOAD_TORCH_OPTIMIZER_IMPL_H_
+
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "offload/torch/checkpoint_file.h"
+#include "offload/torch/generic_update.h"
+#include "offload/torch/tensor_engine.h"
+#include "outboard/torch/cpu_offload_optimizer.h"
+
+namespace outboard {
+
+struct CPUOffloadOptimizer::Impl {
+  explicit Impl(CPUOffloadOptions given);
+
+  /// The engine's index. Throws Error(kValue) for a tensor that is no parameter.
+  [[nodiscard]] size_t index_of(const at::Tensor& tensor) const;
+  /// Throws Error for a group that cannot be taken: empty, with duplicates, of another rule.
+  void check_group(const torch::optim::OptimizerParamGroup& group) const;
+  /// Gives the engine group `number`, which is the next one it does not have.
+  void register_group(const torch::optim::OptimizerParamGroup& group);
+  /// Registers groups that came through the base class. Throws Error(kState) if a group's
+  /// parameters were exchanged. Returns the group of each parameter, by the engine's index.
+  std::vector<uint32_t> update_groups(const ParamGroups& groups);
+
+  [[nodiscard]] std::vector<std::vector<double>> hyper_of_groups(const ParamGroups& groups) const;
+  /// The norm to clip the coming step to; 0: none.
+  [[nodiscard]] double max_norm() const;
+  void warn();
+
+  /// The parameter's state, native or generic.
+  [[nodiscard]] TensorMap state(size_t parameter);
+  /// Everything that a checkpoint holds, tensors as live views.
+  [[nodiscard]] Snapshot snapshot(const ParamGroups& groups);
+  /// Checks all of `saved`, then takes it over, options of `groups` included.
+  void restore(const Snapshot& saved, ParamGroups& groups);
+
+  const CPUOffloadOptions options;
+  TensorEngine engine;
+  std::optional<RuleId> rule;              // none: generic
+  std::unique_ptr<GenericUpdate> generic;  // after the engine: it refers to it
+  std::unordered_map<const c10::TensorImpl*, size_t> indices;
+  std::vector<size_t> group_sizes;  // of the groups that the engine has
+  double clip_once = 0;
+  int accumulating = 0;
+
+ private:
+  void check_saved(const Snapshot& saved, const ParamGroups& groups) const;
+  std::vector<std::unique_ptr<torch::optim::OptimizerOptions>> saved_options(
+      const Snapshot& saved, const ParamGroups& groups) const;
+};
+
+}  // namespace outboard
+
+#endif  // OUTBOARD_OFFLOAD_TORCH_OPTIMIZER_IMPL_H_
