@@ -1,0 +1,271 @@
+// Orders of the whole engine that chance alone would rarely upset, each forced with a gate; several
+// threads that deliver gradients; several engines at once.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "outboard/engine.h"
+#include "outboard/error.h"
+#include "tests/offload/support/overlapped_trainer.h"
+#include "tests/offload/support/plain_trainer.h"
+#include "tests/offload/support/trial.h"
+#include "tests/offload/support/watched_device.h"
+
+namespace outboard {
+namespace {
+
+using testing::Call;
+using testing::Gate;
+using testing::happens_soon;
+using testing::Outcome;
+using testing::OverlappedTrainer;
+using testing::PlainTrainer;
+using testing::Trial;
+using testing::WatchedDevice;
+
+constexpr size_t kElements = 3 * kNormSegmentElements + 5;
+
+std::vector<float> all(float value) { return std::vector<float>(kElements, value); }
+
+// One fp32 weight on the device; plain SGD with learning rate 1, or no rule at all.
+class EngineOrder : public ::testing::Test {
+ protected:
+  ~EngineOrder() override {
+    gate_.open();
+    device_->record(stream_)->synchronize();
+    device_->record(held_)->synchronize();
+  }
+
+  Engine& make_engine(bool offloads, bool has_rule, std::shared_ptr<Device> device = nullptr) {
+    engine_ =
+        std::make_unique<Engine>(EngineOptions{.offload_gradients = offloads,
+                                               .skip_nonfinite = false,
+                                               .threads = 2,
+                                               .chunk_elements = kNormSegmentElements,
+                                               .slot_bytes = kNormSegmentElements * sizeof(float),
+                                               .slots = 1},
+                                 device == nullptr ? device_ : std::move(device));
+    ParameterSpec spec{
+        .name = "weight", .weight = weight_.data(), .elements = kElements, .rule = {}, .hyper = {}};
+    const RuleInfo& sgd = rule_named("SGD");
+    for (const HyperParameter& hyper : sgd.hyper_parameters) {
+      spec.hyper.push_back(hyper.key == "lr" ? 1 : hyper.default_value);
+    }
+    request_ = {.hyper = {spec.hyper}};
+    if (has_rule) spec.rule = sgd.id;
+    engine_->add_parameters({spec}, stream_);
+    return *engine_;
+  }
+
+  std::vector<float> weight_ = all(10);
+  std::vector<float> gradient_ = all(1);
+  StepRequest request_;
+  Gate gate_;
+  std::atomic<bool> is_holding_ = false;
+  std::shared_ptr<SimulatedDevice> device_ =
+      make_simulated_device({.seed = 3, .max_delay_microseconds = 50, .poison_targets = true});
+  ComputeStream stream_ = device_->make_stream();
+  ComputeStream held_ = device_->make_stream();
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(EngineOrder, ForgettingWaitsForAccumulationsUnderWay) {
+  const auto watched = std::make_shared<WatchedDevice>(device_, [this](Call call, const Event*) {
+    if (call == Call::kSynchronize && is_holding_) gate_.wait();
+  });
+  Engine& engine = make_engine(true, true, watched);
+  engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  is_holding_ = true;
+  // One slot: the second micro-batch's chunks wait for the driver, which is held.
+  auto second = std::async(std::launch::async, [&] {
+    engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+    engine.forget_gradients();
+  });
+  const auto has_returned = [&] {
+    return second.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+  };
+  EXPECT_FALSE(happens_soon(has_returned));
+  gate_.open();
+  second.get();
+  is_holding_ = false;
+  engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  EXPECT_TRUE(engine.begin_step(request_, stream_));
+  engine.finish_step(stream_);
+  engine.synchronize();
+  EXPECT_EQ(weight_, all(9));
+}
+
+// The last slot is taken, so intake is through; only the driver is behind.
+TEST_F(EngineOrder, ForgettingWaitsForTheDriver) {
+  const auto watched = std::make_shared<WatchedDevice>(device_, [this](Call call, const Event*) {
+    if (call == Call::kSynchronize && is_holding_) gate_.wait();
+  });
+  weight_.resize(100);
+  engine_ = std::make_unique<Engine>(EngineOptions{.offload_gradients = true}, watched);
+  engine_->add_parameters(
+      {{.name = "weight", .weight = weight_.data(), .elements = 100, .rule = {}, .hyper = {}}},
+      stream_);
+  is_holding_ = true;
+  for (int micro_batch = 0; micro_batch < 2; ++micro_batch) {
+    engine_->gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  }
+  auto forgotten = std::async(std::launch::async, [&] { engine_->forget_gradients(); });
+  EXPECT_FALSE(happens_soon(
+      [&] { return forgotten.wait_for(std::chrono::seconds(0)) == std::future_status::ready; }));
+  gate_.open();
+  forgotten.get();
+  is_holding_ = false;
+}
+
+// A second stream makes the next gradient without having waited for the weights to come back.
+TEST_F(EngineOrder, AReturnUnderWayIsNotOverwritten) {
+  const auto watched =
+      std::make_shared<WatchedDevice>(device_, [this](Call call, const Event* event) {
+        if (call != Call::kSynchronize || !is_holding_) return;
+        if (!happens_soon([event] { return event->is_done(); })) gate_.open();
+      });
+  Engine& engine = make_engine(false, true, watched);
+  is_holding_ = true;
+  device_->submit(held_, [this] { gate_.wait(); });
+  engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  EXPECT_TRUE(engine.begin_step(request_, held_));  // backward's tail is on the held stream
+  engine.finish_step(held_);
+  std::vector<float> between;
+  device_->submit(held_, [&] { between = weight_; });
+  engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  device_->wait(stream_, device_->record(held_));
+  EXPECT_TRUE(engine.begin_step(request_, stream_));
+  engine.finish_step(stream_);
+  engine.synchronize();
+  EXPECT_EQ(between, all(9)) << "the first return carried the second update";
+  EXPECT_EQ(weight_, all(8));
+}
+
+// Parameters without a rule: the caller computes on the host image between begin and finish.
+TEST_F(EngineOrder, TheCallerMayComputeTheUpdate) {
+  Engine& engine = make_engine(false, false);
+  for (int step = 1; step <= 5; ++step) {
+    std::vector<float> gradient(kElements);
+    device_->submit(stream_, [&] {
+      for (size_t i = 0; i < kElements; ++i) gradient[i] = weight_[i] / 2;
+    });
+    engine.gradient_ready(0, {gradient.data(), nullptr}, stream_);
+    EXPECT_TRUE(engine.begin_step(request_, stream_));
+    EXPECT_EQ(engine.active_parameters(), std::vector<size_t>{0});
+    engine.wait_gradient(0);
+    const ParameterView view = engine.view(0);
+    for (size_t i = 0; i < kElements; ++i) {
+      static_cast<float*>(view.host_weight)[i] -= static_cast<const float*>(view.gradient)[i];
+    }
+    engine.return_weight(0);
+    engine.finish_step(stream_);
+  }
+  engine.synchronize();
+  EXPECT_EQ(weight_, all(10.0f / 32));
+  EXPECT_EQ(engine.view(0).step, 5);
+}
+
+TEST_F(EngineOrder, TheCallersUpdateWaitsForBackward) {
+  Engine& engine = make_engine(false, false);
+  engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  device_->submit(stream_, [this] { gate_.wait(); });  // backward still reads the weight
+  EXPECT_TRUE(engine.begin_step(request_, stream_));
+  engine.wait_gradient(0);
+  static_cast<float*>(engine.view(0).host_weight)[0] = 3;
+  engine.return_weight(0);
+  engine.finish_step(stream_);
+  std::atomic<bool> has_arrived = false;
+  const auto arrived = std::async(std::launch::async, [&] {
+    engine.synchronize();
+    has_arrived = true;
+  });
+  EXPECT_FALSE(happens_soon([&] { return has_arrived.load(); }));
+  gate_.open();
+  arrived.wait();
+  EXPECT_EQ(weight_[0], 3);
+}
+
+// Autograd delivers gradients of one backward from several threads.
+TEST(EngineThreads, GradientsComeFromManyThreads) {
+  for (const bool offloads : {false, true}) {
+    Trial trial{.seed = 21,
+                .offload_gradients = offloads,
+                .accumulation = offloads ? 2 : 1,
+                .clip = testing::Clip::kSometimes,
+                .has_unused = false,
+                .parameters = testing::parameters_of_every_kind(21)};
+    const auto device =
+        make_simulated_device({.seed = 21, .max_delay_microseconds = 50, .poison_targets = true});
+    OverlappedTrainer trainer(trial, device, device, device->make_stream());
+    for (int step = 0; step < trial.steps; ++step) {
+      for (int micro_batch = 0; micro_batch < trial.accumulation; ++micro_batch) {
+        std::vector<std::jthread> threads;
+        for (size_t thread = 0; thread < 3; ++thread) {
+          threads.emplace_back([&, thread] {
+            for (size_t p = thread; p < trial.parameters.size(); p += 3) {
+              trainer.send_gradient(step, micro_batch, p);
+            }
+          });
+        }
+      }
+      EXPECT_TRUE(trainer.begin(step));
+      trainer.engine().finish_step(trainer.stream());
+    }
+    EXPECT_TRUE(testing::same_outcome(PlainTrainer(trial).run(), trainer.outcome()));
+  }
+}
+
+TEST(EngineThreads, TwoEnginesTrainAtOnce) {
+  const auto device =
+      make_simulated_device({.seed = 4, .max_delay_microseconds = 40, .poison_targets = true});
+  std::vector<std::jthread> threads;
+  for (const uint64_t seed : {31, 32}) {
+    threads.emplace_back([seed, device] {
+      const Trial trial{.seed = seed,
+                        .rule = seed % 2 == 0 ? RuleId::kAdamW : RuleId::kLion,
+                        .offload_gradients = true,
+                        .accumulation = 2,
+                        .parameters = testing::parameters_of_every_kind(seed)};
+      OverlappedTrainer trainer(trial, device, device, device->make_stream());
+      EXPECT_TRUE(testing::same_outcome(PlainTrainer(trial).run(), trainer.run()));
+    });
+  }
+}
+
+// The norm's bits depend on the gradients alone.
+TEST(EngineNorm, DoesNotDependOnChunksOrIntake) {
+  constexpr size_t kLong = 5 * kNormSegmentElements + 123;
+  std::vector<float> weight(kLong, 1), gradient(kLong);
+  for (size_t i = 0; i < kLong; ++i) {
+    gradient[i] = static_cast<float>(splitmix64(i) >> 40) * 0x1p-20f;
+  }
+  const double expected =
+      std::sqrt(testing::plain_sum_of_squares(gradient.data(), DType::kF32, kLong));
+  for (const size_t chunk : {size_t{1}, size_t{2} * kNormSegmentElements, size_t{1} << 24}) {
+    for (const bool offloads : {false, true}) {
+      for (const Placement placement : {Placement::kHost, Placement::kResident}) {
+        Engine engine({.offload_gradients = offloads, .chunk_elements = chunk},
+                      make_simulated_device({}));
+        engine.add_parameters({{.name = "weight",
+                                .weight = weight.data(),
+                                .elements = kLong,
+                                .placement = placement,
+                                .rule = {},
+                                .hyper = {}}},
+                              nullptr);
+        engine.gradient_ready(0, {gradient.data(), nullptr}, nullptr);
+        EXPECT_EQ(engine.gradient_norm({.hyper = {{}}}, nullptr), expected);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace outboard
