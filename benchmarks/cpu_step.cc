@@ -18,6 +18,8 @@
 #include "cpu_kernels/parallel.h"
 #include "cpu_kernels/step.h"
 #include "cpu_kernels/targets.h"
+#include "offload/chunk_plan.h"
+#include "offload/host_update.h"
 #include "outboard/rule.h"
 #include "outboard/state_format.h"
 #include "quant/random.h"
@@ -164,21 +166,34 @@ struct Times {
   std::vector<double> ceiling;
 };
 
-void run_probe(const std::vector<std::unique_ptr<Tensor>>& tensors, cpu::Arena& arena) {
-  volatile uint32_t hidden_mask = 0;
-  const uint32_t mask = hidden_mask;
-  for (const auto& t : tensors) {
-    arena.run(t->elements, kTileElements,
-              [&](size_t first, size_t last) { probe(*t, first, last, mask); });
+/// Calls body(tensor, first, last) as the pipeline does: small tensors together, a chunk at a time.
+template <class Body>
+void in_chunks(const std::vector<std::unique_ptr<Tensor>>& tensors, cpu::Arena& arena, Body body) {
+  std::vector<PlannedParameter> planned;
+  for (const auto& tensor : tensors) planned.push_back({planned.size(), tensor->elements});
+  for (const Chunk& chunk : plan_chunks(planned, EngineOptions().chunk_elements)) {
+    std::vector<size_t> lengths;
+    for (const Piece& piece : chunk.pieces) lengths.push_back(piece.last - piece.first);
+    arena.run_many(lengths, kGrainElements, [&](size_t i, size_t first, size_t last) {
+      const Piece& piece = chunk.pieces[i];
+      body(piece.parameter, piece.first + first, piece.first + last);
+    });
   }
 }
 
+void run_probe(const std::vector<std::unique_ptr<Tensor>>& tensors, cpu::Arena& arena) {
+  volatile uint32_t hidden_mask = 0;
+  const uint32_t mask = hidden_mask;
+  in_chunks(tensors, arena, [&](size_t tensor, size_t first, size_t last) {
+    probe(*tensors[tensor], first, last, mask);
+  });
+}
+
 void run_step(const std::vector<std::unique_ptr<Tensor>>& tensors, cpu::Arena& arena) {
-  for (const auto& t : tensors) {
-    const cpu::ResolvedUpdate update(t->update());
-    arena.run(t->elements, update.unit_elements(),
-              [&](size_t first, size_t last) { update.run(first, last); });
-  }
+  std::vector<cpu::ResolvedUpdate> updates;
+  for (const auto& tensor : tensors) updates.emplace_back(tensor->update());
+  in_chunks(tensors, arena,
+            [&](size_t tensor, size_t first, size_t last) { updates[tensor].run(first, last); });
 }
 
 Times measure(const std::vector<std::unique_ptr<Tensor>>& tensors, cpu::Arena& arena, int repeat) {

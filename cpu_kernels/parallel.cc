@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cfenv>
 #include <thread>
+#include <vector>
 
 #include "outboard/error.h"
 
@@ -93,6 +94,25 @@ Arena::~Arena() = default;
 void Arena::run(size_t count, size_t grain,
                 const std::function<void(size_t first, size_t last)>& body) {
   if (count != 0) impl_->run(count, std::max<size_t>(grain, 1), body);
+}
+
+void Arena::run_many(std::span<const size_t> lengths, size_t grain,
+                     const std::function<void(size_t array, size_t first, size_t last)>& body) {
+  std::vector<size_t> ends;  // in grains, of each array in the row of all
+  size_t grains = 0;
+  for (const size_t length : lengths) ends.push_back(grains += (length + grain - 1) / grain);
+  run(grains, 1, [&](size_t begin, size_t end) {
+    auto array = static_cast<size_t>(std::ranges::upper_bound(ends, begin) - ends.begin());
+    while (begin < end) {
+      const size_t start = array == 0 ? 0 : ends[array - 1];
+      const size_t stop = std::min(end, ends[array]);
+      if (begin < stop) {
+        body(array, (begin - start) * grain, std::min((stop - start) * grain, lengths[array]));
+      }
+      begin = std::max(begin, stop);
+      ++array;
+    }
+  });
 }
 
 int Arena::threads() const { return impl_->threads(); }

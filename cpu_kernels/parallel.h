@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <span>
 
 namespace outboard::cpu {
 
@@ -23,6 +24,12 @@ class Arena {
   /// on at most threads() threads, each with round-to-nearest and subnormals on. Returns when all
   /// are done; rethrows the first exception.
   void run(size_t count, size_t grain, const std::function<void(size_t first, size_t last)>& body);
+
+  /// The same over several arrays in one go: calls body(array, first, last) on disjoint ranges that
+  /// cover [0, lengths[array]) of every array, cut at multiples of `grain`. Starting the threads
+  /// costs as much as updating 100,000 elements, so small arrays belong together.
+  void run_many(std::span<const size_t> lengths, size_t grain,
+                const std::function<void(size_t array, size_t first, size_t last)>& body);
 
   [[nodiscard]] int threads() const;
 

@@ -1,7 +1,6 @@
 // Stage 2; see host_update.h.
 #include "offload/host_update.h"
 
-#include <algorithm>
 #include <cstddef>
 
 #include "cpu_kernels/gradient_math.h"
@@ -11,10 +10,6 @@
 namespace outboard {
 
 namespace {
-
-// Elements that a thread takes at a time: 32 KiB of each fp32 stream, several hundred pieces of
-// work per chunk. A multiple of every format's block and of a norm segment.
-constexpr size_t kGrainElements = 8192;
 
 const std::byte* at(const void* array, DType type, size_t element) {
   return static_cast<const std::byte*>(array) + element * bytes_of(type);
@@ -37,14 +32,6 @@ cpu::ParameterUpdate update_of(const PieceUpdate& piece) {
           .random_key = parameter.random_key,
           .step = static_cast<uint32_t>(parameter.step)};
 }
-
-// A run of grains of one piece, so that one parallel loop covers all pieces of a chunk.
-struct Grains {
-  cpu::ResolvedUpdate update;
-  size_t first_grain;
-  size_t first;
-  size_t last;
-};
 
 }  // namespace
 
@@ -84,8 +71,8 @@ void HostUpdate::sum_of_squares(Parameter& parameter) {
 
 UpdatedWeight HostUpdate::update(const std::vector<PieceUpdate>& pieces) {
   std::vector<UpdatedWeight::Piece> updated;
-  std::vector<Grains> grains;
-  size_t grain_count = 0;
+  std::vector<cpu::ResolvedUpdate> updates;
+  std::vector<size_t> lengths;
   {
     const Stopwatch watch(times_.waiting);
     for (const PieceUpdate& piece : pieces) {
@@ -94,26 +81,14 @@ UpdatedWeight HostUpdate::update(const std::vector<PieceUpdate>& pieces) {
       // now would send a mixture of two steps.
       const EventPtr& returned = piece.parameter->returned[piece.index];
       if (returned != nullptr) returned->synchronize();
-      grains.push_back(
-          {cpu::ResolvedUpdate(update_of(piece)), grain_count, piece.first, piece.last});
-      grain_count += (piece.last - piece.first + kGrainElements - 1) / kGrainElements;
+      updates.emplace_back(update_of(piece));
+      lengths.push_back(piece.last - piece.first);
       updated.push_back({piece.parameter, piece.index, piece.first, piece.last});
     }
   }
   const Stopwatch watch(times_.updating);
-  arena_.run(grain_count, 1, [&](size_t first_grain, size_t last_grain) {
-    auto run = std::prev(std::ranges::upper_bound(grains, first_grain, {}, &Grains::first_grain));
-    for (size_t grain = first_grain; grain < last_grain;) {
-      const size_t end_grain =
-          std::next(run) == grains.end() ? grain_count : std::next(run)->first_grain;
-      const size_t stop = std::min(last_grain, end_grain);
-      const size_t first = run->first + (grain - run->first_grain) * kGrainElements;
-      const size_t last =
-          std::min(run->last, run->first + (stop - run->first_grain) * kGrainElements);
-      run->update.run(first, last);
-      grain = stop;
-      ++run;
-    }
+  arena_.run_many(lengths, kGrainElements, [&](size_t piece, size_t first, size_t last) {
+    updates[piece].run(pieces[piece].first + first, pieces[piece].first + last);
   });
   return UpdatedWeight(std::move(updated));
 }

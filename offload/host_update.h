@@ -11,6 +11,10 @@
 
 namespace outboard {
 
+/// Elements that a thread takes at a time: 32 KiB of each fp32 stream, hundreds of pieces of work
+/// per chunk. A multiple of every format's block and of a norm segment.
+inline constexpr size_t kGrainElements = 8192;
+
 /// One run of one parameter with all that its update needs.
 struct PieceUpdate {
   Parameter* parameter;
