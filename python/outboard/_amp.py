@@ -19,16 +19,15 @@ from .hyper import WHO
 
 
 class ScalerBridge:
-    """What is known of a scaler, and at most one stand-in gradient. Not thread safe."""
+    """Whether a scaler is at work, and at most one stand-in gradient. Not thread safe."""
 
     def __init__(self) -> None:
         self._held: tuple[torch.Tensor, torch.Tensor] | None = None
         self._is_stepping = False  # a scaler asked, and no step was taken since
-        self.was_seen = False
 
     def asked(self) -> None:
         """A scaler's step() has begun."""
-        self.was_seen = self._is_stepping = True
+        self._is_stepping = True
 
     def lend(self, engine: Any, offloaded: Iterable[torch.Tensor]) -> None:
         """Puts a stand-in gradient on the smallest of `offloaded`. Blocks until the gradients have
@@ -57,14 +56,11 @@ class ScalerBridge:
         notices changes.
         """
         if self._is_stepping and scale is None:
-            mark_changed(parameters)
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            torch.autograd.graph.increment_version(
+                g for g in gradients if g.layout is torch.strided
+            )
         self._is_stepping = False
-
-
-def mark_changed(parameters: Iterable[torch.Tensor]) -> None:
-    """Makes the engine send every gradient again."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    torch.autograd.graph.increment_version(g for g in gradients if g.layout is torch.strided)
 
 
 def scaling_of(optimizer: Any, offload_gradients: bool) -> tuple[torch.Tensor | None, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from . import hyper
-from ._amp import ScalerBridge, mark_changed, scaling_of
+from ._amp import ScalerBridge, scaling_of
 from ._base_class import BaseClass
 from ._options import OffloadOptions, check_format, check_max_norm
 from ._registry import Registry
@@ -217,8 +217,6 @@ class CPUOffloadOptimizer(StateDicts):
         check_max_norm("max_norm", max_norm)
         if grad_scale is not None:
             grad_scale = torch.as_tensor(grad_scale, dtype=torch.float32)
-        if self._scaler.was_seen and grad_scale is None:
-            mark_changed(self._registry.parameters)  # scaler.unscale_() may have been called
         norm = self._engine.gradient_norm(grad_scale)
         if error_if_nonfinite and not math.isfinite(norm):
             raise RuntimeError(f"[{WHO}] the gradients' norm is {norm}; nothing was clipped")

@@ -64,6 +64,15 @@ def train(optimizer, parameters, steps, first=0, scale=1.0):
         optimizer.synchronize()
 
 
+def reference_step(parameters, gradients, optimizer, max_norm=None):
+    """One step of a torch optimizer whose gradients are given, clipped in fp32."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.cpu().float()
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
 def assert_same(left, right):
     """Every element has the same bits (NaN included). Takes tensors, or lists or dicts of them."""
     if isinstance(left, dict):

@@ -111,6 +111,22 @@ def test_unscale_of_gradients_that_left_is_refused(offloaded):
     assert_same(clones(p), before)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("index", range(3))
+def test_overflow_of_one_gradient_alone_backs_off(place, mode, index):
+    p = make_parameters(place.device)
+    before = clones(p)
+    optimizer, scaler = place.optimizer(p, **MODES[mode]), make_scaler(place.device)
+    scales = [float("inf") if i == index else 1.0 for i in range(3)]
+    losses = [(q * s).sum() for q, s in zip(p, scales, strict=True)]
+    scaler.scale(sum(losses)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.synchronize()
+    assert scaler.get_scale() == 512.0
+    assert_same(clones(p), before)
+
+
 def test_clip_method_takes_the_scale(place):
     p = make_parameters(place.device)
     optimizer = place.optimizer(p, fused_amp=True)
