@@ -24,10 +24,10 @@ using TensorMap = std::vector<std::pair<std::string, at::Tensor>>;
 struct TensorGroup {
   std::vector<at::Tensor>
       tensors;  ///< leaves, dense without overlap, all CUDA tensors on one device
-  std::vector<std::string> names;  ///< for messages; one each
-  std::vector<bool> is_resident;   ///< keep state beside the weight on the device; one each
-  std::string rule;                ///< a catalogue name; empty: the caller computes the update
-  std::vector<double> hyper;       ///< in catalogue order
+  std::vector<std::string> names = {};  ///< for messages; one each
+  std::vector<bool> is_resident = {};   ///< keep state beside the weight on the device; one each
+  std::string rule = {};                ///< a catalogue name; empty: the caller computes the update
+  std::vector<double> hyper = {};       ///< in catalogue order
   std::string state_format = "fp32";
   std::string master = "auto";  ///< "auto", "split", "fp32", "none" (stochastic rounding for bf16)
 };
