@@ -50,7 +50,7 @@ void run(CPUOffloadOptimizer& optimizer, std::vector<at::Tensor>& parameters, in
     for (size_t i = 0; i < parameters.size(); ++i) {
       const auto number = 3 * step + static_cast<int64_t>(i);
       parameters[i].mutable_grad() =
-          pattern(parameters[i].sizes(), number).to(parameters[i].scalar_type());
+          pattern(parameters[i].sizes(), number).to(parameters[i].scalar_type()).clone();
     }
     optimizer.step();
     optimizer.zero_grad();
