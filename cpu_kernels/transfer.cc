@@ -4,13 +4,13 @@
 #include <cstring>
 
 #include "outboard/error.h"
-#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu_kernels/transfer.cc"
 #include "hwy/foreach_target.h"
 // Once per target, and so after foreach_target.h:
 #include "hwy/highway.h"
+#include "quant/dispatch.h"
 #include "quant/random-inl.h"
 #include "quant/rounding-inl.h"
 
@@ -130,17 +130,17 @@ Transfer resolve_transfer(DType gradient, DType weight, MasterFormat master) {
   }
   choose_target();
   Transfer transfer = {};
-  if (gradient == DType::kBF16) transfer.load_gradient = &HWY_DYNAMIC_DISPATCH(load_bf16);
-  if (gradient == DType::kF16) transfer.load_gradient = &HWY_DYNAMIC_DISPATCH(load_f16);
+  if (gradient == DType::kBF16) transfer.load_gradient = OUTBOARD_SIMD_FUNCTION(load_bf16);
+  if (gradient == DType::kF16) transfer.load_gradient = OUTBOARD_SIMD_FUNCTION(load_f16);
   if (master == MasterFormat::kSplit) {
-    transfer.load_weight = &HWY_DYNAMIC_DISPATCH(load_split_weight);
-    transfer.store_weight = &HWY_DYNAMIC_DISPATCH(store_split_weight);
+    transfer.load_weight = OUTBOARD_SIMD_FUNCTION(load_split_weight);
+    transfer.store_weight = OUTBOARD_SIMD_FUNCTION(store_split_weight);
   } else if (master == MasterFormat::kStochastic) {
-    transfer.load_weight = &HWY_DYNAMIC_DISPATCH(load_bf16_weight);
-    transfer.store_weight = &HWY_DYNAMIC_DISPATCH(store_stochastic_weight);
+    transfer.load_weight = OUTBOARD_SIMD_FUNCTION(load_bf16_weight);
+    transfer.store_weight = OUTBOARD_SIMD_FUNCTION(store_stochastic_weight);
   } else if (master == MasterFormat::kF32) {
-    transfer.store_weight = weight == DType::kBF16  ? &HWY_DYNAMIC_DISPATCH(store_bf16_weight)
-                            : weight == DType::kF16 ? &HWY_DYNAMIC_DISPATCH(store_f16_weight)
+    transfer.store_weight = weight == DType::kBF16  ? OUTBOARD_SIMD_FUNCTION(store_bf16_weight)
+                            : weight == DType::kF16 ? OUTBOARD_SIMD_FUNCTION(store_f16_weight)
                                                     : &store_f32_weight;
   }
   return transfer;

@@ -4,13 +4,13 @@
 #include <algorithm>
 
 #include "quant/codec.h"
-#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/bf16.cc"
 #include "hwy/foreach_target.h"
 // Once per target, and so after foreach_target.h:
 #include "hwy/highway.h"
+#include "quant/dispatch.h"
 #include "quant/rounding-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -49,8 +49,8 @@ template <>
 Codec resolve_codec<quant::BF16>() {
   choose_target();
   return {.is_plain_f32 = false,
-          .decode = &HWY_DYNAMIC_DISPATCH(quant::decode_bf16),
-          .encode = &HWY_DYNAMIC_DISPATCH(quant::encode_bf16)};
+          .decode = OUTBOARD_SIMD_FUNCTION(quant::decode_bf16),
+          .encode = OUTBOARD_SIMD_FUNCTION(quant::encode_bf16)};
 }
 
 }  // namespace outboard

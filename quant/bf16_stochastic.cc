@@ -4,13 +4,13 @@
 #include <algorithm>
 
 #include "quant/codec.h"
-#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/bf16_stochastic.cc"
 #include "hwy/foreach_target.h"
 // Once per target, and so after foreach_target.h:
 #include "hwy/highway.h"
+#include "quant/dispatch.h"
 #include "quant/random-inl.h"
 #include "quant/rounding-inl.h"
 
@@ -55,8 +55,8 @@ template <>
 Codec resolve_codec<quant::BF16Stochastic>() {
   choose_target();
   return {.is_plain_f32 = false,
-          .decode = &HWY_DYNAMIC_DISPATCH(quant::decode_bf16_stochastic),
-          .encode = &HWY_DYNAMIC_DISPATCH(quant::encode_bf16_stochastic)};
+          .decode = OUTBOARD_SIMD_FUNCTION(quant::decode_bf16_stochastic),
+          .encode = OUTBOARD_SIMD_FUNCTION(quant::encode_bf16_stochastic)};
 }
 
 }  // namespace outboard

@@ -2,7 +2,6 @@
 #include "outboard/rules/adamw.h"
 
 #include "cpu_kernels/rule_kernel.h"
-#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu_kernels/rules/adamw.cc"
@@ -10,6 +9,7 @@
 // Once per target, and so after foreach_target.h:
 #include "cpu_kernels/rules/adam_moments-inl.h"
 #include "hwy/highway.h"
+#include "quant/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace outboard::cpu::HWY_NAMESPACE {
@@ -28,7 +28,7 @@ HWY_EXPORT(run_adamw);
 template <>
 RuleKernel resolve_kernel<rules::AdamW>() {
   choose_target();
-  return &HWY_DYNAMIC_DISPATCH(run_adamw);
+  return OUTBOARD_SIMD_FUNCTION(run_adamw);
 }
 
 }  // namespace outboard::cpu

@@ -2,7 +2,6 @@
 #include "outboard/rules/lion.h"
 
 #include "cpu_kernels/rule_kernel.h"
-#include "quant/dispatch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu_kernels/rules/lion.cc"
@@ -10,6 +9,7 @@
 // Once per target, and so after foreach_target.h:
 #include "cpu_kernels/exact-inl.h"
 #include "hwy/highway.h"
+#include "quant/dispatch.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace outboard::cpu::HWY_NAMESPACE {
@@ -49,7 +49,7 @@ HWY_EXPORT(run_lion);
 template <>
 RuleKernel resolve_kernel<rules::Lion>() {
   choose_target();
-  return &HWY_DYNAMIC_DISPATCH(run_lion);
+  return OUTBOARD_SIMD_FUNCTION(run_lion);
 }
 
 }  // namespace outboard::cpu
