@@ -29,8 +29,10 @@ Pipeline::Pipeline(const EngineOptions& options, std::shared_ptr<Device> device,
   if (device_ != nullptr) clock_ = device_->make_copy_queue();
 }
 
-Pipeline::~Pipeline() {
-  // Copies under way use memory that is about to go.
+// Copies under way use memory that is about to go.
+Pipeline::~Pipeline() { settle(); }
+
+void Pipeline::settle() {
   driver_.drain();
   for (CopyQueue* const queue : {weight_return_.queue(), intake_.queue()}) {
     try {
@@ -194,7 +196,7 @@ void Pipeline::start_updates(const StepRequest& request, ComputeStream stream) {
 }
 
 void Pipeline::break_off(const std::exception& error) {
-  driver_.drain();
+  settle();  // no later work waits for the weights that were sent, and the caller may free them
   if (decision_.is_taken) mark_unusable(error);
   end_step();
 }

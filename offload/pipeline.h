@@ -75,6 +75,8 @@ class Pipeline {
   void update_host(const StepRequest& request);
   void update_resident(const StepRequest& request, ComputeStream stream);
   void end_step();
+  /// Returns when neither the driver nor a copy is under way.
+  void settle();
   /// Ends a step that failed on the caller's thread: half taken, if it was taken at all.
   void break_off(const std::exception& error);
   void mark_unusable(const std::exception& error);
