@@ -8,8 +8,8 @@
 #include <cmath>
 
 #include "cpu_kernels/parallel.h"
-#include "outboard/error.h"
 #include "cpu_kernels/step_fixture.h"
+#include "outboard/error.h"
 #include "support/catalogue.h"
 #include "support/targets.h"
 
