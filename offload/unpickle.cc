@@ -1,12 +1,11 @@
 // A stack machine that builds values from a hostile pickle; see pickle.h. What it does not know it
 // refuses.
 #include <algorithm>
-#include <bit>
-#include <cstring>
 #include <map>
 
 #include "offload/pickle.h"
 #include "offload/pickle_codes.h"
+#include "offload/pickle_input.h"
 #include "offload/pickle_stack.h"
 #include "outboard/error.h"
 
@@ -15,6 +14,8 @@ namespace {
 
 constexpr std::string_view kWho = "checkpoint";
 constexpr int kMostNesting = 32;  // values are freed recursively
+constexpr size_t kMostArguments = 16;
+constexpr size_t kMostGrowth = 64;  // bytes of copied text per byte of pickle
 
 const Global kRebuildTensor{std::string(kTensorModule), std::string(kTensorName)};
 const Global kRebuildParameter{std::string(kTensorModule), std::string(kParameterName)};
@@ -22,11 +23,11 @@ const Global kOrderedDict{std::string(kOrderedModule), std::string(kOrderedName)
 
 class Unpickler {
  public:
-  explicit Unpickler(std::span<const std::byte> bytes) : bytes_(bytes) {}
+  explicit Unpickler(std::span<const std::byte> bytes) : input_(bytes) {}
 
   PickledValue run() {
     while (true) {
-      const auto code = static_cast<PickleCode>(number<uint8_t>());
+      const auto code = static_cast<PickleCode>(input_.number<uint8_t>());
       if (code == PickleCode::kStop) break;
       if (!do_scalar(code) && !do_container(code) && !do_memo(code)) do_object(code);
     }
@@ -35,34 +36,7 @@ class Unpickler {
   }
 
  private:
-  [[noreturn]] void refuse(const std::string& what) const {
-    throw Damage{what + " (at byte " + std::to_string(position_) + " of its pickle)"};
-  }
-
-  std::span<const std::byte> take(size_t count) {
-    if (bytes_.size() - position_ < count) refuse("its pickle is cut off");
-    const auto part = bytes_.subspan(position_, count);
-    position_ += count;
-    return part;
-  }
-  template <class T>
-  T number() {
-    T value;
-    std::memcpy(&value, take(sizeof(T)).data(), sizeof(T));
-    return value;
-  }
-  std::string text(size_t count) {
-    const auto part = take(count);
-    return {reinterpret_cast<const char*>(part.data()), part.size()};
-  }
-  std::string line() {
-    std::string result;
-    while (true) {
-      const char next = number<char>();
-      if (next == '\n') return result;
-      result += next;
-    }
-  }
+  [[noreturn]] void refuse(const std::string& what) const { input_.refuse(what); }
 
   void push(PickledValue value, int depth = 0) {
     if (depth > kMostNesting) refuse("its containers nest too deeply");
@@ -103,22 +77,10 @@ class Unpickler {
     return entries;
   }
 
-  void push_integer_of(size_t count) {
-    if (count > 8) refuse("it has an integer of more than 64 bits");
-    const auto part = take(count);
-    uint64_t value = 0;
-    for (size_t i = 0; i < count; ++i) {
-      value |= static_cast<uint64_t>(static_cast<uint8_t>(part[i])) << (8 * i);
-    }
-    const bool is_negative = count > 0 && (static_cast<uint8_t>(part[count - 1]) & 0x80) != 0;
-    if (is_negative && count < 8) value |= ~uint64_t{0} << (8 * count);
-    push_scalar(static_cast<int64_t>(value));
-  }
-
   bool do_scalar(PickleCode code) {
     switch (code) {
       case PickleCode::kProtocol:
-        if (number<uint8_t>() > 4) refuse("its protocol is unknown");
+        if (input_.number<uint8_t>() > 4) refuse("its protocol is unknown");
         return true;
       case PickleCode::kNone:
         push(PickledValue());
@@ -128,28 +90,25 @@ class Unpickler {
         push_scalar(code == PickleCode::kTrue);
         return true;
       case PickleCode::kInt8:
-        push_scalar(static_cast<int64_t>(number<uint8_t>()));
+        push_scalar(static_cast<int64_t>(input_.number<uint8_t>()));
         return true;
       case PickleCode::kInt16:
-        push_scalar(static_cast<int64_t>(number<uint16_t>()));
+        push_scalar(static_cast<int64_t>(input_.number<uint16_t>()));
         return true;
       case PickleCode::kInt32:
-        push_scalar(static_cast<int64_t>(number<int32_t>()));
+        push_scalar(static_cast<int64_t>(input_.number<int32_t>()));
         return true;
       case PickleCode::kLong:
-        push_integer_of(number<uint8_t>());
+        push_scalar(input_.integer(input_.number<uint8_t>()));
         return true;
-      case PickleCode::kFloat: {
-        uint64_t bits = 0;
-        for (const std::byte byte : take(8)) bits = bits << 8 | static_cast<uint8_t>(byte);
-        push_scalar(std::bit_cast<double>(bits));
+      case PickleCode::kFloat:
+        push_scalar(input_.real());
         return true;
-      }
       case PickleCode::kUnicode:
-        push_scalar(text(number<uint32_t>()));
+        push_scalar(input_.text(input_.number<uint32_t>()));
         return true;
       case PickleCode::kShortUnicode:
-        push_scalar(text(number<uint8_t>()));
+        push_scalar(input_.text(input_.number<uint8_t>()));
         return true;
       default:
         return false;
@@ -210,12 +169,16 @@ class Unpickler {
   std::vector<Entry> take_arguments() {
     Entry entry = take_entry();
     if (const auto* parts = std::get_if<std::shared_ptr<const Arguments>>(&entry.content)) {
+      if ((*parts)->entries.size() > kMostArguments) refuse("a call has too many arguments");
       return (*parts)->entries;
     }
     const PickledValue value = value_of(entry);
-    if (value.as_tuple() == nullptr) refuse("the arguments of a call are no tuple");
+    const PickledItems* items = value.as_tuple();
+    if (items == nullptr || items->size() > kMostArguments) {
+      refuse("the arguments of a call are no short tuple");
+    }
     std::vector<Entry> entries;
-    for (const PickledValue& item : *value.as_tuple()) entries.push_back({item});
+    for (const PickledValue& item : *items) entries.push_back({item});
     return entries;
   }
 
@@ -252,22 +215,36 @@ class Unpickler {
   bool do_memo(PickleCode code) {
     switch (code) {
       case PickleCode::kPut:
-        put(number<uint8_t>());
+        put(input_.number<uint8_t>());
         return true;
       case PickleCode::kLongPut:
-        put(number<uint32_t>());
+        put(input_.number<uint32_t>());
         return true;
       case PickleCode::kGet:
-        get(number<uint8_t>());
+        get(input_.number<uint8_t>());
         return true;
       case PickleCode::kLongGet:
-        get(number<uint32_t>());
+        get(input_.number<uint32_t>());
         return true;
       default:
         return false;
     }
   }
-  void put(uint32_t index) { memo_[index] = top(); }
+  void put(uint32_t index) {
+    charge(top());
+    memo_[index] = top();
+  }
+  // Texts are copied: a long one that is read again and again must not fill the memory.
+  void charge(const Entry& entry) {
+    const auto* value = std::get_if<PickledValue>(&entry.content);
+    const auto* text = value != nullptr ? value->as<std::string>() : nullptr;
+    if (text != nullptr) copied_bytes_ += text->size();
+    const auto* global = std::get_if<Global>(&entry.content);
+    if (global != nullptr) copied_bytes_ += global->module.size() + global->name.size();
+    const auto* storage = std::get_if<Storage>(&entry.content);
+    if (storage != nullptr) copied_bytes_ += storage->key.size();
+    if (copied_bytes_ / kMostGrowth > input_.size()) refuse("it repeats long texts");
+  }
   // A list or dict that is read twice could contain itself.
   void get(uint32_t index) {
     const auto found = memo_.find(index);
@@ -276,14 +253,15 @@ class Unpickler {
     if (value != nullptr && (value->as_list() != nullptr || value->as_dict() != nullptr)) {
       refuse("it uses a list or dict twice");
     }
+    charge(found->second);
     stack_.push_back(found->second);
   }
 
   void do_object(PickleCode code) {
     switch (code) {
       case PickleCode::kGlobal: {
-        std::string module = line();
-        stack_.push_back({Global{std::move(module), line()}});
+        std::string module = input_.line();
+        stack_.push_back({Global{std::move(module), input_.line()}});
         return;
       }
       case PickleCode::kPersistentId:
@@ -317,11 +295,11 @@ class Unpickler {
     return value != nullptr ? value->as_tensor() : nullptr;
   }
 
-  std::span<const std::byte> bytes_;
-  size_t position_ = 0;
+  PickleInput input_;
   std::vector<Entry> stack_;
   std::vector<size_t> marks_;
   std::map<uint32_t, Entry> memo_;
+  size_t copied_bytes_ = 0;
 };
 
 }  // namespace

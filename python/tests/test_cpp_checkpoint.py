@@ -6,10 +6,9 @@ Uses the program checkpoint_tool, which is built with the C++ tests; skipped wit
 import subprocess
 from pathlib import Path
 
+import outboard
 import pytest
 import torch
-
-import outboard
 
 CLASSES = {
     "AdamW": (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
