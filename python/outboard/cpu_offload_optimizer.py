@@ -167,13 +167,15 @@ class CPUOffloadOptimizer(StateDicts):
             self._base.check_flags(group)
         group_of = self._registry.group_numbers(self.param_groups)
         values = [self._values(group, self._base.rule_of(group)) for group in self.param_groups]
-        self._engine.refresh_hooks()
-        is_taken = self._engine.begin_step(values, group_of, self._max_norm(), scale, found_inf)
+        with torch.profiler.record_function("outboard.begin_step"):
+            self._engine.refresh_hooks()
+            is_taken = self._engine.begin_step(values, group_of, self._max_norm(), scale, found_inf)
         try:
             if is_taken and not self._base.is_native:
                 self._step_generic(group_of)
         finally:
-            self._engine.finish_step()
+            with torch.profiler.record_function("outboard.finish_step"):
+                self._engine.finish_step()
             self._clip_once = None
             self._state_is_stale = True
         self._warn()

@@ -163,6 +163,7 @@ def test_profiler_sees_step_and_zero_grad(place):
         train(optimizer, p, 2)
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["Optimizer.step#CPUOffloadOptimizer.step"] == 2
+    assert counts["outboard.begin_step"] == counts["outboard.finish_step"] == 2
     assert counts["Optimizer.zero_grad#CPUOffloadOptimizer.zero_grad"] == 2
 
 
