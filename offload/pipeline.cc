@@ -163,10 +163,12 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
   try {
     updates_done_ = nullptr;
     backward_done_ = device_ == nullptr ? nullptr : device_->record(stream);
-    const EventPtr is_read = read(request, backward_done_);
     const UpdateStart start = update_start(
         options_.schedule, request.max_gradient_norm > 0,
         request.loss_scale != nullptr || request.found_inf != nullptr, options_.skip_nonfinite);
+    // Sums that nobody waits for are not copied: the next backward may already overwrite them.
+    const EventPtr is_read =
+        start == UpdateStart::kWhenNormKnown ? read(request, backward_done_) : nullptr;
     auto decided = driver_.submit([this, &request, is_read, start] {
       update_.times() = {};
       return decide(request, is_read, start);

@@ -46,7 +46,7 @@ class EngineFault : public ::testing::TestWithParam<std::tuple<Call, Intake>> {
     const auto device = std::make_shared<WatchedDevice>(
         fake, [fault](Call seen, const Event*) { fault->see(seen); });
     OverlappedTrainer trainer(trial, fake, device, fake->make_stream());
-    trainer.release_in_order();
+    trainer.keep_gradients();
     trainer.train(0);
     trainer.engine().synchronize();
     fault->arm(failing);
@@ -87,7 +87,8 @@ class EngineFault : public ::testing::TestWithParam<std::tuple<Call, Intake>> {
       EXPECT_NO_THROW(engine.synchronize());
       EXPECT_TRUE(engine.is_usable());
     } else {
-      EXPECT_THROW(trainer.train(2), Error);
+      EXPECT_THROW(engine.gradient_ready(1, {trainer.weight(1), nullptr}, nullptr), Error);
+      EXPECT_THROW(trainer.begin(2), Error);
       trainer.forget();
     }
   }

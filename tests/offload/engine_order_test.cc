@@ -135,6 +135,7 @@ TEST_F(EngineOrder, AReturnUnderWayIsNotOverwritten) {
   is_holding_ = true;
   device_->submit(held_, [this] { gate_.wait(); });
   engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  device_->wait(held_, device_->record(stream_));
   EXPECT_TRUE(engine.begin_step(request_, held_));  // backward's tail is on the held stream
   engine.finish_step(held_);
   std::vector<float> between;

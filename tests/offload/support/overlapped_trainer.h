@@ -133,8 +133,9 @@ class OverlappedTrainer {
     return outcome;
   }
 
-  /// For trials that fail: an exception lets go of gradients that backward has yet to write.
-  void release_in_order() { releases_in_order_ = true; }
+  /// For trials that fail: an exception lets go of gradients that backward has yet to write, and a
+  /// wait that fails of gradients that a copy still reads.
+  void keep_gradients() { keeps_gradients_ = true; }
   /// Lets go of gradients that were not sent, after a failure.
   void forget() {
     fake_->record(stream_)->synchronize();
@@ -200,8 +201,9 @@ class OverlappedTrainer {
     const size_t bytes = kind.weight_bytes();
     auto memory = aligned_memory(bytes);
     std::memset(memory.get(), 0xFF, bytes);
-    const bool is_ordered = kind.placement == Placement::kResident || releases_in_order_;
+    const bool is_ordered = kind.placement == Placement::kResident;
     void* const data = memory.get();
+    if (keeps_gradients_) return kept_.emplace_back(memory);
     return {data, [memory, bytes, is_ordered, fake = fake_, stream = stream_](void*) {
               if (!is_ordered) {
                 std::memset(memory.get(), 0xFF, bytes);
@@ -219,7 +221,8 @@ class OverlappedTrainer {
   std::vector<std::shared_ptr<void>> gradients_ =
       std::vector<std::shared_ptr<void>>(trial_.parameters.size());
   std::vector<char> has_gradient_ = std::vector<char>(trial_.parameters.size());
-  bool releases_in_order_ = false;
+  bool keeps_gradients_ = false;
+  std::vector<std::shared_ptr<void>> kept_;
   std::atomic<bool> weights_changed_in_backward_ = false;
   Outcome outcome_;
   Engine engine_;  // last: it reads and writes what is above
