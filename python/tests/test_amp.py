@@ -9,6 +9,7 @@ from support import assert_same, backward, clones, make_gradients, make_paramete
 
 MODES = {
     "standard": {},
+    "unchecked": {"skip_nonfinite": False},
     "fused": {"fused_amp": True},
     "offloaded": {"offload_gradients": True},
     "both": {"fused_amp": True, "offload_gradients": True},
