@@ -38,19 +38,19 @@ def check_groups(saved: Any, groups: list[dict[str, Any]]) -> list[int]:
                 f"parameters, the optimizer's has {len(ours['params'])}"
             )
     ids = [i for group in saved for i in group["params"]]
-    if len(set(ids)) != len(ids):
-        fail("the loaded state dict names a parameter twice")
+    if not all(isinstance(i, (int, str)) for i in ids) or len(set(ids)) != len(ids):
+        fail("the loaded state dict's parameters are no list of different numbers or names")
     return ids
 
 
-def check_entries(state: Any, ids: list[int], stepped: Iterable[int] | None) -> None:
+def check_entries(state: Any, ids: list[int], stepped: Iterable[int]) -> None:
     """Every entry belongs to a parameter, and none of the entries known to exist is missing."""
     if not isinstance(state, Mapping):
         fail(f"the state dict's 'state' is a {type(state).__name__}, not a dict")
     extra = [key for key in state if key not in set(ids)]
     if extra:
         fail(f"the state dict has state for {extra[:5]}, which no group has as a parameter")
-    missing = [i for i in stepped or () if not state.get(i)]
+    missing = [i for i in stepped if not state.get(i)]
     if missing:
         fail(f"the state dict lacks the state of parameters {missing[:5]}")
     for i, entry in state.items():

@@ -66,8 +66,8 @@ class StateDicts(torch.optim.Optimizer):
         own = state_dict.get("outboard")
         if own is not None:
             _state.check_description(own, len(ids))
-        saved = state_dict.get("state", {})
-        _state.check_entries(saved, ids, [ids[i] for i in own["stepped"]] if own else None)
+        saved = state_dict.get("state")
+        _state.check_entries(saved, ids, [ids[i] for i in (own or {}).get("stepped", [])])
         order = [self._registry.index(p) for group in self.param_groups for p in group["params"]]
         by_index = {index: dict(saved.get(i) or {}) for i, index in zip(ids, order, strict=True)}
         if own is None:

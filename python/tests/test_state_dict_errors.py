@@ -16,6 +16,9 @@ MALFORMED = {
     "extra group": lambda d: d["param_groups"].append({"params": []}),
     "fewer parameters": lambda d: d["param_groups"][0]["params"].pop(),
     "repeated parameter": lambda d: d["param_groups"][0].update(params=[0, 0, 1]),
+    "unnumbered parameter": lambda d: d["param_groups"][0].update(params=[[0], 1, 2]),
+    "no state": lambda d: drop(d, "state"),
+    "no list": lambda d: drop(d["outboard"], "format_version"),
     "no groups": lambda d: drop(d, "param_groups"),
     "groups of wrong type": lambda d: d.update(param_groups={"params": [0, 1, 2]}),
     "state of wrong type": lambda d: d.update(state=[1, 2]),
@@ -57,7 +60,7 @@ def test_malformed_state_dict_is_refused_and_changes_nothing(place, case, index)
     # The same defect in the last entry: the first ones must not have been loaded by then.
     bad["state"][0], bad["state"][index] = bad["state"][index], bad["state"][0]
     MALFORMED[case](bad)
-    if 0 in bad["state"] and index in bad["state"]:
+    if {0, index} <= set(bad.get("state", ())):
         bad["state"][0], bad["state"][index] = bad["state"][index], bad["state"][0]
     before, groups = snapshot(optimizer, p), copy.copy(optimizer.param_groups[0])
     with pytest.raises(ValueError):
