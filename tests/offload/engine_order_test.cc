@@ -1,7 +1,7 @@
-// Orders of the whole engine that chance alone would rarely upset, each forced with a gate; several
-// threads that deliver gradients; several engines at once.
+// Orders of the whole engine that chance alone would rarely upset, each forced with a gate.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -13,9 +13,6 @@
 
 #include "outboard/engine.h"
 #include "outboard/error.h"
-#include "tests/offload/support/overlapped_trainer.h"
-#include "tests/offload/support/plain_trainer.h"
-#include "tests/offload/support/trial.h"
 #include "tests/offload/support/watched_device.h"
 
 namespace outboard {
@@ -24,10 +21,6 @@ namespace {
 using testing::Call;
 using testing::Gate;
 using testing::happens_soon;
-using testing::Outcome;
-using testing::OverlappedTrainer;
-using testing::PlainTrainer;
-using testing::Trial;
 using testing::WatchedDevice;
 
 constexpr size_t kElements = 3 * kNormSegmentElements + 5;
@@ -62,6 +55,18 @@ class EngineOrder : public ::testing::Test {
     if (has_rule) spec.rule = sgd.id;
     engine_->add_parameters({spec}, stream_);
     return *engine_;
+  }
+
+  // A thread that waits for an event that is not done opens the gate, after wrong code had its
+  // time.
+  std::shared_ptr<Device> opening_when_waited_for() {
+    return std::make_shared<WatchedDevice>(device_, [this](Call call, const Event* event) {
+      if (call != Call::kSynchronize || !is_holding_) return;
+      if (!happens_soon([event] { return event->is_done(); })) gate_.open();
+    });
+  }
+  static bool is_ready(const std::future<void>& future) {
+    return future.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
   }
 
   std::vector<float> weight_ = all(10);
@@ -126,12 +131,7 @@ TEST_F(EngineOrder, ForgettingWaitsForTheDriver) {
 
 // A second stream makes the next gradient without having waited for the weights to come back.
 TEST_F(EngineOrder, AReturnUnderWayIsNotOverwritten) {
-  const auto watched =
-      std::make_shared<WatchedDevice>(device_, [this](Call call, const Event* event) {
-        if (call != Call::kSynchronize || !is_holding_) return;
-        if (!happens_soon([event] { return event->is_done(); })) gate_.open();
-      });
-  Engine& engine = make_engine(false, true, watched);
+  Engine& engine = make_engine(false, true, opening_when_waited_for());
   is_holding_ = true;
   device_->submit(held_, [this] { gate_.wait(); });
   engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
@@ -193,79 +193,80 @@ TEST_F(EngineOrder, TheCallersUpdateWaitsForBackward) {
   EXPECT_EQ(weight_[0], 3);
 }
 
-// Autograd delivers gradients of one backward from several threads.
-TEST(EngineThreads, GradientsComeFromManyThreads) {
-  for (const bool offloads : {false, true}) {
-    Trial trial{.seed = 21,
-                .offload_gradients = offloads,
-                .accumulation = offloads ? 2 : 1,
-                .clip = testing::Clip::kSometimes,
-                .has_unused = false,
-                .parameters = testing::parameters_of_every_kind(21)};
-    const auto device =
-        make_simulated_device({.seed = 21, .max_delay_microseconds = 50, .poison_targets = true});
-    OverlappedTrainer trainer(trial, device, device, device->make_stream());
-    for (int step = 0; step < trial.steps; ++step) {
-      for (int micro_batch = 0; micro_batch < trial.accumulation; ++micro_batch) {
-        std::vector<std::jthread> threads;
-        for (size_t thread = 0; thread < 3; ++thread) {
-          threads.emplace_back([&, thread] {
-            for (size_t p = thread; p < trial.parameters.size(); p += 3) {
-              trainer.send_gradient(step, micro_batch, p);
-            }
-          });
-        }
-      }
-      EXPECT_TRUE(trainer.begin(step));
-      trainer.engine().finish_step(trainer.stream());
-    }
-    EXPECT_TRUE(testing::same_outcome(PlainTrainer(trial).run(), trainer.outcome()));
+TEST_F(EngineOrder, ACallersImageUnderWayIsNotOverwritten) {
+  Engine& engine = make_engine(false, false, opening_when_waited_for());
+  is_holding_ = true;
+  device_->submit(held_, [this] { gate_.wait(); });
+  std::vector<float> between;
+  for (const float value : {9.0f, 8.0f}) {
+    const ComputeStream tail = value == 9 ? held_ : stream_;
+    engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+    device_->wait(tail, device_->record(tail == held_ ? stream_ : held_));
+    EXPECT_TRUE(engine.begin_step(request_, tail));
+    engine.wait_gradient(0);
+    std::fill_n(static_cast<float*>(engine.view(0).host_weight), kElements, value);
+    engine.return_weight(0);
+    engine.finish_step(tail);
+    if (tail == held_) device_->submit(held_, [&] { between = weight_; });
   }
+  engine.synchronize();
+  EXPECT_EQ(between, all(9)) << "the first return carried the second image";
+  EXPECT_EQ(weight_, all(8));
 }
 
-TEST(EngineThreads, TwoEnginesTrainAtOnce) {
-  const auto device =
-      make_simulated_device({.seed = 4, .max_delay_microseconds = 40, .poison_targets = true});
-  std::vector<std::jthread> threads;
-  for (const uint64_t seed : {31, 32}) {
-    threads.emplace_back([seed, device] {
-      const Trial trial{.seed = seed,
-                        .rule = seed % 2 == 0 ? RuleId::kAdamW : RuleId::kLion,
-                        .offload_gradients = true,
-                        .accumulation = 2,
-                        .parameters = testing::parameters_of_every_kind(seed)};
-      OverlappedTrainer trainer(trial, device, device, device->make_stream());
-      EXPECT_TRUE(testing::same_outcome(PlainTrainer(trial).run(), trainer.run()));
-    });
-  }
+// The norm is that of the whole sum, also when the driver is late.
+TEST_F(EngineOrder, AStepIsDecidedBehindAccumulations) {
+  const auto caller = std::this_thread::get_id();
+  const auto watched =
+      std::make_shared<WatchedDevice>(device_, [this, caller](Call call, const Event*) {
+        if (call != Call::kSynchronize || !is_holding_) return;
+        if (std::this_thread::get_id() != caller) gate_.wait();
+      });
+  Engine& engine = make_engine(true, true, watched);
+  engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  is_holding_ = true;
+  std::jthread opener([this] {
+    happens_soon([] { return false; });
+    gate_.open();
+  });
+  EXPECT_EQ(engine.gradient_norm(request_, stream_), std::sqrt(4.0 * kElements));
+  request_.max_gradient_norm = 1;
+  EXPECT_TRUE(engine.begin_step(request_, stream_));
+  EXPECT_EQ(engine.gradient_scale(), 1 / (std::sqrt(4.0 * kElements) + 1e-6));
+  engine.finish_step(stream_);
+  engine.synchronize();
 }
 
-// The norm's bits depend on the gradients alone.
-TEST(EngineNorm, DoesNotDependOnChunksOrIntake) {
-  constexpr size_t kLong = 5 * kNormSegmentElements + 123;
-  std::vector<float> weight(kLong, 1), gradient(kLong);
-  for (size_t i = 0; i < kLong; ++i) {
-    gradient[i] = static_cast<float>(splitmix64(i) >> 40) * 0x1p-20f;
-  }
-  const double expected =
-      std::sqrt(testing::plain_sum_of_squares(gradient.data(), DType::kF32, kLong));
-  for (const size_t chunk : {size_t{1}, size_t{2} * kNormSegmentElements, size_t{1} << 24}) {
-    for (const bool offloads : {false, true}) {
-      for (const Placement placement : {Placement::kHost, Placement::kResident}) {
-        Engine engine({.offload_gradients = offloads, .chunk_elements = chunk},
-                      make_simulated_device({}));
-        engine.add_parameters({{.name = "weight",
-                                .weight = weight.data(),
-                                .elements = kLong,
-                                .placement = placement,
-                                .rule = {},
-                                .hyper = {}}},
-                              nullptr);
-        engine.gradient_ready(0, {gradient.data(), nullptr}, nullptr);
-        EXPECT_EQ(engine.gradient_norm({.hyper = {{}}}, nullptr), expected);
-      }
-    }
-  }
+TEST_F(EngineOrder, SynchronizingWaitsForGradientsUnderWay) {
+  Engine& engine = make_engine(true, true);
+  device_->submit(stream_, [this] { gate_.wait(); });
+  auto owner = std::make_shared<std::vector<float>>(all(1));
+  const std::weak_ptr<std::vector<float>> watched = owner;
+  const void* const data = owner->data();
+  engine.gradient_ready(0, {data, std::move(owner)}, stream_);
+  const auto synchronized = std::async(std::launch::async, [&] { engine.synchronize(); });
+  EXPECT_FALSE(happens_soon([&] { return is_ready(synchronized); }));
+  EXPECT_FALSE(watched.expired());
+  gate_.open();
+  synchronized.wait();
+  EXPECT_TRUE(watched.expired());
+}
+
+// A queue that goes does not wait for its copies; the engine must, before its memory goes.
+TEST_F(EngineOrder, DestructionWaitsForReturnsUnderWay) {
+  const auto watched = std::make_shared<WatchedDevice>(device_, [](Call, const Event*) {});
+  Engine& engine = make_engine(false, true, watched);
+  engine.gradient_ready(0, {gradient_.data(), nullptr}, stream_);
+  device_->wait(held_, device_->record(stream_));
+  device_->submit(held_, [this] { gate_.wait(); });
+  EXPECT_TRUE(engine.begin_step(request_, held_));
+  engine.finish_step(held_);
+  const auto gone = std::async(std::launch::async, [this] { engine_.reset(); });
+  EXPECT_FALSE(happens_soon([&] { return is_ready(gone); }));
+  gate_.open();
+  gone.wait();
+  EXPECT_EQ(weight_, all(9));
 }
 
 }  // namespace
