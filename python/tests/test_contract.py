@@ -161,7 +161,9 @@ def test_profiler_sees_step_and_zero_grad(place):
     optimizer = place.optimizer(p)
     with torch.profiler.profile(acc_events=True) as profile:
         train(optimizer, p, 2)
-    counts = {event.key: event.count for event in profile.key_averages()}
+    # The ranges as the CPU saw them; on a GPU its own timeline repeats some.
+    on_cpu = torch.autograd.DeviceType.CPU
+    counts = {e.key: e.count for e in profile.key_averages() if e.device_type == on_cpu}
     assert counts["Optimizer.step#CPUOffloadOptimizer.step"] == 2
     assert counts["outboard.begin_step"] == counts["outboard.finish_step"] == 2
     assert counts["Optimizer.zero_grad#CPUOffloadOptimizer.zero_grad"] == 2
