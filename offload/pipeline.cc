@@ -32,8 +32,19 @@ Pipeline::Pipeline(const EngineOptions& options, std::shared_ptr<Device> device,
 // Copies under way use memory that is about to go.
 Pipeline::~Pipeline() { settle(); }
 
-void Pipeline::settle() {
+void Pipeline::drain() {
   driver_.drain();
+  keeper_.drain();
+}
+
+void Pipeline::rethrow_failure() {
+  driver_.rethrow_failure();
+  keeper_.drain();
+  keeper_.rethrow_failure();
+}
+
+void Pipeline::settle() {
+  drain();
   for (CopyQueue* const queue : {weight_return_.queue(), intake_.queue()}) {
     try {
       if (queue != nullptr) queue->record()->synchronize();
@@ -53,7 +64,7 @@ Parameter& Pipeline::parameter(size_t index) {
 
 void Pipeline::add(std::vector<ParameterPtr> batch, SegmentSums sums, ComputeStream stream) {
   const std::lock_guard lock(intake_mutex_);
-  driver_.drain();
+  drain();
   std::vector<Parameter*> added;
   for (const ParameterPtr& parameter : batch) {
     parameter->returned.resize((parameter->spec.elements + chunk_elements_ - 1) / chunk_elements_);
@@ -175,6 +186,7 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
     });
     decision_ = decided.get();
     driver_.rethrow_failure();  // an accumulation that failed: its gradient is not whole
+    if (start == UpdateStart::kWhenNormKnown) rethrow_failure();  // every copy is done
   } catch (...) {
     end_step();
     throw;
@@ -280,7 +292,7 @@ void Pipeline::finish_step(ComputeStream stream) {
   ++(decision_.is_taken ? stats_.steps : stats_.skipped_steps);
   for (const size_t index : active_) parameters_[index]->keeps_loaded_master = false;
   end_step();
-  driver_.rethrow_failure();
+  rethrow_failure();
 }
 
 void Pipeline::end_step() {
@@ -305,14 +317,14 @@ void Pipeline::return_weight(Parameter& parameter) {
 
 void Pipeline::reload_weights(std::span<Parameter* const> parameters, ComputeStream stream) {
   const std::lock_guard lock(intake_mutex_);
-  driver_.drain();
+  drain();
   read_weights(parameters, device_.get(), intake_.queue(), stream, arena_);
 }
 
 void Pipeline::synchronize() {
   driver_.drain();
   if (weights_back_ != nullptr) weights_back_->synchronize();
-  driver_.rethrow_failure();
+  rethrow_failure();
 }
 
 StepStats Pipeline::stats() {

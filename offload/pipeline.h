@@ -81,6 +81,8 @@ class Pipeline {
   void break_off(const std::exception& error);
   void mark_unusable(const std::exception& error);
   void check_usable() const;
+  void drain();
+  void rethrow_failure();
 
   EngineOptions options_;
   std::shared_ptr<Device> device_;
@@ -114,7 +116,9 @@ class Pipeline {
   mutable std::mutex reason_mutex_;
   std::string unusable_reason_;
 
-  Driver driver_;  // last: its thread stops before anything it uses goes
+  // Last: their threads stop before anything they use goes.
+  Driver driver_;
+  Driver keeper_;  // holds gradients until their copies are done, so that the driver need not wait
 };
 
 }  // namespace outboard

@@ -50,9 +50,9 @@ void Pipeline::take_in(Parameter& parameter, const GradientSource& gradient, Com
   const EventPtr was_read = intake_.store(parameter, gradient.data, stream);
   parameter.contributions = 1;
   parameter.contributions_added = 1;
-  // Order: the gradient's memory may be reused only after the copy has read it; the driver holds
-  // the owner until then.
-  driver_.post([was_read, owner = gradient.owner] { was_read->synchronize(); });
+  // Order: the gradient's memory may be reused only after the copy has read it; the keeper holds
+  // the owner until then. Not the driver: it would start a step only after the last copy.
+  keeper_.post([was_read, owner = gradient.owner] { was_read->synchronize(); });
 }
 
 void Pipeline::add_micro_batch(Parameter& parameter, const GradientSource& gradient,
@@ -82,7 +82,7 @@ void Pipeline::abandon(Parameter& parameter) {
   } catch (const std::exception&) {
     // The device is broken: nothing is under way on it any more.
   }
-  driver_.drain();
+  drain();
   clear_gradient(parameter);
 }
 
@@ -126,7 +126,7 @@ double Pipeline::gradient_norm(const StepRequest& request, ComputeStream stream)
   const EventPtr is_read = read(request, device_ == nullptr ? nullptr : device_->record(stream));
   const StepDecision decision =
       driver_.submit([&] { return decide(request, is_read, UpdateStart::kWhenNormKnown); }).get();
-  driver_.rethrow_failure();
+  rethrow_failure();
   active_.clear();
   return decision.norm;
 }
