@@ -4,7 +4,7 @@ include(GoogleTest)
 
 # Adds the binary test_<folder> from tests/<folder>/*.cc (cuda_*.cc only with CUDA, no_cuda_*.cc only
 # without), linked to LIBRARIES. Tests whose name holds
-# Gpu or Cuda, or all of them with GPU, carry the label gpu, the others cpu.
+# Gpu or Cuda, or all of them with GPU, carry the label gpu, those with Slow slow, the others cpu.
 function(outboard_test folder)
   cmake_parse_arguments(PARSE_ARGV 1 arg "GPU" "" "LIBRARIES")
   outboard_sources(sources ${folder}/*.cc)
@@ -29,8 +29,10 @@ function(outboard_test folder)
   if(arg_GPU)
     gtest_discover_tests(${target} ${options} PROPERTIES LABELS gpu TIMEOUT 600)
   else()
-    gtest_discover_tests(${target} ${options} TEST_FILTER "-${on_gpu}" TEST_LIST ${target}_cpu
+    gtest_discover_tests(${target} ${options} TEST_FILTER "-${on_gpu}:*Slow*" TEST_LIST ${target}_cpu
                          PROPERTIES LABELS cpu TIMEOUT 600)
+    gtest_discover_tests(${target} ${options} TEST_FILTER "*Slow*" TEST_LIST ${target}_slow
+                         PROPERTIES LABELS slow TIMEOUT 600)
     gtest_discover_tests(${target} ${options} TEST_FILTER "${on_gpu}" TEST_LIST ${target}_gpu
                          PROPERTIES LABELS gpu TIMEOUT 600)
   endif()

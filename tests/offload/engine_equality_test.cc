@@ -21,6 +21,7 @@ using testing::PlainTrainer;
 using testing::Trial;
 
 constexpr uint64_t kSeeds = 4;
+constexpr uint64_t kSlowSeeds = 80;
 
 enum class Intake { kKeepsGradients, kOffloadsGradients };
 
@@ -84,6 +85,25 @@ TEST_P(EngineEquality, EqualsThePlainLoop) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Matrix, EngineEquality, kEveryCombination, name_of);
+
+// Random combinations with longer delays.
+class EngineEqualitySlow : public ::testing::TestWithParam<RuleId> {};
+
+TEST_P(EngineEqualitySlow, EqualsThePlainLoop) {
+  for (uint64_t seed = 1; seed <= kSlowSeeds; ++seed) {
+    const uint64_t draw = splitmix64(seed * 31 + static_cast<uint64_t>(GetParam()));
+    const auto intake = (draw & 1) != 0 ? Intake::kKeepsGradients : Intake::kOffloadsGradients;
+    const int accumulation = 1 + static_cast<int>(draw >> 1 & 3);
+    const auto clip = static_cast<Clip>(draw >> 3 & 3);
+    Trial trial = trial_of({intake, accumulation, clip, GetParam()}, draw);
+    trial.steps = 2 + static_cast<int>(draw >> 5 & 3);
+    trial.has_unused = (draw >> 7 & 1) != 0;
+    expect_equal(trial, static_cast<int>(draw >> 8 & 255));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Sweep, EngineEqualitySlow, ::testing::ValuesIn(kEveryRule),
+                         [](const auto& info) { return std::string(rule_info(info.param).name); });
 
 }  // namespace
 }  // namespace outboard
