@@ -22,8 +22,8 @@ using TensorMap = std::vector<std::pair<std::string, at::Tensor>>;
 
 /// How parameters of one group are added.
 struct TensorGroup {
-  std::vector<at::Tensor>
-      tensors = {};  ///< leaves, dense without overlap, all CUDA tensors on one device
+  std::vector<at::Tensor> tensors =
+      {};  ///< leaves, dense without overlap, all CUDA tensors on one device
   std::vector<std::string> names = {};  ///< for messages; one each
   std::vector<bool> is_resident = {};   ///< keep state beside the weight on the device; one each
   std::string rule = {};                ///< a catalogue name; empty: the caller computes the update
