@@ -30,7 +30,7 @@ void moments_loop(const rules::AdamScalars<float>& s, const RuleTile& tile) {
       z = max(load(state[2] + i), v);
       store(flush_subnormal(z), state[2] + i);
     }
-    const FloatVec root = hn::Div(hn::Sqrt(z), broadcast(s.root_correction));
+    const FloatVec root = div_by_constant(hn::Sqrt(z), s.root_correction);
     const FloatVec denominator = hn::Add(root, broadcast(s.epsilon));
     const FloatVec step = hn::Div(hn::Mul(broadcast(s.step_size), m), denominator);
     store(hn::Sub(hn::Mul(p, broadcast(s.decay)), step), weight + i);
