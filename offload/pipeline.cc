@@ -188,6 +188,7 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
     driver_.rethrow_failure();  // an accumulation that failed: its gradient is not whole
     if (start == UpdateStart::kWhenNormKnown) rethrow_failure();  // every copy is done
   } catch (...) {
+    settle();  // sums may be under way that the next backward will overwrite
     end_step();
     throw;
   }
