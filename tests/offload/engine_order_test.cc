@@ -129,6 +129,30 @@ TEST_F(EngineOrder, ForgettingWaitsForTheDriver) {
   is_holding_ = false;
 }
 
+// Nothing depends on all gradients here, so the driver must not wait for the last one.
+TEST_F(EngineOrder, AChunkIsUpdatedWhileALaterGradientIsUnderWay) {
+  std::atomic<bool> is_sent = false;
+  std::promise<void> sent;
+  Engine& engine = make_engine(
+      false, true, std::make_shared<WatchedDevice>(device_, [&](Call call, const Event*) {
+        if (call == Call::kCopyToDevice && !is_sent.exchange(true)) sent.set_value();
+      }));
+  std::vector<float> other = all(10);
+  ParameterSpec spec = *engine.view(0).spec;
+  spec.weight = other.data();
+  engine.add_parameters({spec}, stream_);
+  device_->submit(held_, [this] { gate_.wait(); });
+  engine.gradient_ready(1, {gradient_.data(), nullptr}, stream_);
+  engine.gradient_ready(0, {gradient_.data(), nullptr}, held_);
+  EXPECT_TRUE(engine.begin_step(request_, held_));
+  EXPECT_EQ(sent.get_future().wait_for(std::chrono::seconds(30)), std::future_status::ready);
+  gate_.open();
+  engine.finish_step(held_);
+  engine.synchronize();
+  EXPECT_EQ(weight_, all(9));
+  EXPECT_EQ(other, all(9));
+}
+
 // A second stream makes the next gradient without having waited for the weights to come back.
 TEST_F(EngineOrder, AReturnUnderWayIsNotOverwritten) {
   Engine& engine = make_engine(false, true, opening_when_waited_for());
