@@ -14,6 +14,10 @@ namespace {
 constexpr std::string_view kWho = "Engine";
 constexpr size_t kLossScale = 0;
 constexpr size_t kFoundInf = 1;
+
+size_t group_of(const StepRequest& request, size_t parameter) {
+  return request.group_of.empty() ? 0 : request.group_of[parameter];
+}
 }  // namespace
 
 Pipeline::Pipeline(const EngineOptions& options, std::shared_ptr<Device> device, StateStore& store)
@@ -97,7 +101,7 @@ void Pipeline::check(const StepRequest& request) const {
       fail(ErrorKind::kValue, kWho, "group_of has ", request.group_of.size(),
            " entries and none for ", parameter.spec.name, "; give one for each parameter");
     }
-    const size_t group = request.group_of.empty() ? 0 : request.group_of[index];
+    const size_t group = group_of(request, index);
     if (group >= request.hyper.size()) {
       fail(ErrorKind::kValue, kWho, parameter.spec.name, " is in group ", group, " but ",
            request.hyper.size(), " groups of hyper-parameters were given; give one for each group");
@@ -167,8 +171,7 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
   check(request);
   for (const size_t index : active_) {
     if (!parameters_[index]->spec.rule) continue;
-    const size_t group = request.group_of.empty() ? 0 : request.group_of[index];
-    store_.ensure_states(*parameters_[index], request.hyper[group]);
+    store_.ensure_states(*parameters_[index], request.hyper[group_of(request, index)]);
   }
   is_in_step_ = true;
   try {
@@ -222,9 +225,9 @@ void Pipeline::mark_unusable(const std::exception& error) {
 }
 
 RuleScalars Pipeline::scalars(const Parameter& parameter, const StepRequest& request) const {
-  const size_t group = request.group_of.empty() ? 0 : request.group_of[parameter.index];
   return rule_info(*parameter.spec.rule)
-      .scalars(request.hyper[group], parameter.step, decision_.gradient_scale);
+      .scalars(request.hyper[group_of(request, parameter.index)], parameter.step,
+               decision_.gradient_scale);
 }
 
 void Pipeline::update_host(const StepRequest& request) {
