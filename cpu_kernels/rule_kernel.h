@@ -29,6 +29,16 @@ using RuleKernel = void (*)(const RuleScalars& scalars, const RuleTile& tile);
 template <class Rule>
 [[nodiscard]] RuleKernel resolve_kernel();
 
+/// Writes measured() of every element of the tile to `values`; changes nothing else.
+using MeasureKernel = void (*)(const RuleScalars& scalars, const RuleTile& tile, float* values);
+
+/// As rule_kernel(), for the first pass of a rule that needs norms; null for every other rule.
+[[nodiscard]] MeasureKernel measure_kernel(RuleId rule);
+
+/// The same for such a rule's type, as resolve_kernel().
+template <class Rule>
+[[nodiscard]] MeasureKernel resolve_measure_kernel();
+
 /// The rule's scalar formula, element by element: what every SIMD kernel must equal bit by bit, and
 /// what targets without fused multiply-add run.
 template <class Rule>
@@ -43,6 +53,19 @@ void run_scalar_rule(const RuleScalars& scalars, const RuleTile& tile) {
     for (size_t k = 0; k < Rule::kStates.size(); ++k) {
       if (tile.state[k] != nullptr) tile.state[k][i] = state[k];
     }
+  }
+}
+
+/// The same for measured().
+template <NeedsNorms Rule>
+void run_scalar_measure(const RuleScalars& scalars, const RuleTile& tile, float* values) {
+  const auto s = scalars.as<typename Rule::template Scalars<float>>();
+  for (size_t i = 0; i < tile.elements; ++i) {
+    float state[kMaxStates] = {};
+    for (size_t k = 0; k < Rule::kStates.size(); ++k) {
+      if (tile.state[k] != nullptr) state[k] = tile.state[k][i];
+    }
+    values[i] = Rule::measured(s, tile.gradient[i], tile.weight[i], state);
   }
 }
 

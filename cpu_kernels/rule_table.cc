@@ -16,15 +16,24 @@ RuleScalars erased_scalars(std::span<const double> hyper, int64_t step, double g
   return RuleScalars::of(Rule::template scalars<float>(hyper, step, gradient_scale));
 }
 
+template <NeedsNorms Rule>
+RuleScalars erased_with_norms(const RuleScalars& scalars, double weight_squares,
+                              double update_squares) {
+  const auto s = scalars.as<typename Rule::template Scalars<float>>();
+  return RuleScalars::of(Rule::with_norms(s, weight_squares, update_squares));
+}
+
 template <class Rule>
 constexpr RuleInfo describe(RuleId id) {
   static_assert(Rule::kStates.size() <= kMaxStates);
-  return {.id = id,
-          .name = Rule::kName,
-          .hyper_parameters = Rule::kHyperParameters,
-          .states = Rule::kStates,
-          .check = &Rule::check,
-          .scalars = &erased_scalars<Rule>};
+  RuleInfo info = {.id = id,
+                   .name = Rule::kName,
+                   .hyper_parameters = Rule::kHyperParameters,
+                   .states = Rule::kStates,
+                   .check = &Rule::check,
+                   .scalars = &erased_scalars<Rule>};
+  if constexpr (NeedsNorms<Rule>) info.with_norms = &erased_with_norms<Rule>;
+  return info;
 }
 
 constexpr std::array<RuleInfo, kRuleCount> kRules{
@@ -75,11 +84,32 @@ void check_hyper(const RuleInfo& rule, std::span<const double> hyper, std::strin
 
 namespace cpu {
 
-#define OUTBOARD_RULE(type, stem) \
-  template <>                     \
-  RuleKernel resolve_kernel<rules::type>();
+#define OUTBOARD_RULE(type, stem)           \
+  template <>                               \
+  RuleKernel resolve_kernel<rules::type>(); \
+  template <>                               \
+  MeasureKernel resolve_measure_kernel<rules::type>();
 #include "outboard/rules.def"
 #undef OUTBOARD_RULE
+
+namespace {
+template <class Rule>
+MeasureKernel measure_kernel_of() {
+  if constexpr (NeedsNorms<Rule>) return resolve_measure_kernel<Rule>();
+  return nullptr;
+}
+}  // namespace
+
+MeasureKernel measure_kernel(RuleId rule) {
+  switch (rule) {
+#define OUTBOARD_RULE(type, stem) \
+  case RuleId::k##type:           \
+    return measure_kernel_of<rules::type>();
+#include "outboard/rules.def"
+#undef OUTBOARD_RULE
+  }
+  return nullptr;
+}
 
 RuleKernel rule_kernel(RuleId rule) {
   switch (rule) {

@@ -5,16 +5,31 @@
 //     static constexpr std::string_view kName = "Lion";
 //     static constexpr std::array kHyperParameters{...};  // HyperParameter, in torch's order
 //     static constexpr std::array kStates{...};           // StateInfo, in torch's order
-//     template <class T> struct Scalars { T ...; };       // what the formula needs, constant over
-//     one step static const char* check(std::span<const double> hyper);            // nullptr, or
-//     what is wrong and what to do template <class T> static Scalars<T> scalars(std::span<const
-//     double> hyper, int64_t step, double gradient_scale); template <class T> static OUTBOARD_HD
-//     void update(const Scalars<T>&, T gradient, T& weight, T* state);
+//     // What the formula needs, constant over a step:
+//     template <class T> struct Scalars { T ...; };
+//     // nullptr, or what is wrong with a combination of values and what to do:
+//     static const char* check(std::span<const double> hyper);
+//     template <class T>
+//     static Scalars<T> scalars(std::span<const double> hyper, int64_t step, double
+//     gradient_scale); template <class T> static OUTBOARD_HD void update(const Scalars<T>&, T
+//     gradient, T& weight, T* state);
 //   };
 //
 // `update` takes the gradient as stored (it multiplies by the gradient scale itself), the decoded
 // master as `weight`, and stores flushed states. In float it is the CUDA code and defines every
 // bit; in double it is the test oracle.
+//
+// A rule that needs norms of the whole parameter (LAMB, LARS) adds two functions:
+//
+//     template <class T>
+//     static OUTBOARD_HD T measured(const Scalars<T>&, T gradient, T weight, const T* state);
+//     template <class T>
+//     static OUTBOARD_HD Scalars<T> with_norms(Scalars<T>, double weight_squares,
+//                                              double update_squares);
+//
+// A first pass then sums the squares of the decoded weight and of measured() over the parameter, in
+// the fixed order of segment sums and storing nothing else; with_norms() turns both sums into the
+// scalars of the second pass, which is `update` over every element.
 #ifndef OUTBOARD_RULE_H_
 #define OUTBOARD_RULE_H_
 
@@ -48,8 +63,14 @@ struct StateInfo {
   int needed_by = -1;
 };
 
+/// Whether a rule needs norms of a whole parameter before its first element is updated.
+template <class Rule>
+concept NeedsNorms = requires(const typename Rule::template Scalars<float>& scalars) {
+  Rule::template with_norms<float>(scalars, 1.0, 1.0);
+};
+
 /// A rule's `Scalars<float>`, type-erased so that tables and GPU launches need no template. At most
-/// 64 bytes.
+/// 80 bytes.
 class RuleScalars {
  public:
   template <class Scalars>
@@ -70,7 +91,7 @@ class RuleScalars {
   }
 
  private:
-  alignas(8) unsigned char bytes_[64] = {};
+  alignas(8) unsigned char bytes_[80] = {};
 };
 
 /// The catalogue's order is the value: enumerators are the types named in rules.def.
@@ -98,6 +119,10 @@ struct RuleInfo {
   /// Scalars of step `step` (1 for the first), hyper in catalogue order, computed in fp64 and
   /// rounded once.
   RuleScalars (*scalars)(std::span<const double> hyper, int64_t step, double gradient_scale);
+  /// Null, or: the rule needs norms, and these are the scalars that the sums of squares of a whole
+  /// parameter give (see cpu_kernels/measure.h).
+  RuleScalars (*with_norms)(const RuleScalars& scalars, double weight_squares,
+                            double update_squares) = nullptr;
 };
 
 /// The rule's description; the reference stays valid for the life of the program.
