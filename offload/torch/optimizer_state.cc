@@ -34,6 +34,8 @@ std::string class_name(RuleId rule) {
       return "torch.optim.sgd.SGD";
     case RuleId::kLion:
       return "outboard.optim.Lion";
+    case RuleId::kAdagrad:
+      return "torch.optim.adagrad.Adagrad";
   }
   return std::string(rule_info(rule).name);
 }

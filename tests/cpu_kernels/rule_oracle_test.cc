@@ -102,14 +102,17 @@ TYPED_TEST(RuleOracleTest, MaximizeIsTheSameAsTheNegatedGradient) {
 
 TYPED_TEST(RuleOracleTest, SubnormalStatesAreStoredAsZero) {
   std::vector<double> hyper = default_hyper(this->info());
-  if (this->info().hyper_parameters[1].key == "momentum") hyper[1] = 0.9;
+  for (const StateInfo& info : TypeParam::kStates) {
+    if (info.needed_by < 0) continue;
+    const auto i = static_cast<size_t>(info.needed_by);
+    hyper[i] = this->info().hyper_parameters[i].is_flag ? 1 : 0.9;
+  }
   const auto scalars = TypeParam::template scalars<float>(hyper, 2, 1.0);
   float weight = 1.0f;
-  float state[kStates] = {1.18e-38f, 1.176e-38f, 0, 0};  // both decay below 2^-126
+  float state[kStates] = {1.17e-38f, 1.17e-38f, 1.17e-38f, 1.17e-38f};  // just below 2^-126
   TypeParam::update(scalars, 0.0f, weight, state);
-  EXPECT_TRUE(testing::same_bits(0.0f, state[0]));
-  if (TypeParam::kStates.size() > 1) {
-    EXPECT_TRUE(testing::same_bits(0.0f, state[1]));
+  for (size_t k = 0; k < TypeParam::kStates.size(); ++k) {
+    EXPECT_TRUE(testing::same_bits(0.0f, state[k])) << TypeParam::kStates[k].key;
   }
 }
 

@@ -1,0 +1,8 @@
+// Adagrad on the GPU; the formula is in outboard/rules/adagrad.h.
+#include "gpu_kernels/fused_step.cuh"
+#include "outboard/rules/adagrad.h"
+
+void outboard::gpu::launch_adagrad(const LaunchKey& key, const DeviceTable& table,
+                                   StreamHandle stream) {
+  launch_rule<rules::Adagrad>(key, table, stream);
+}
