@@ -36,6 +36,8 @@ std::string class_name(RuleId rule) {
       return "outboard.optim.Lion";
     case RuleId::kAdagrad:
       return "torch.optim.adagrad.Adagrad";
+    case RuleId::kRMSprop:
+      return "torch.optim.rmsprop.RMSprop";
   }
   return std::string(rule_info(rule).name);
 }

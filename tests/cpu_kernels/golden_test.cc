@@ -1,9 +1,11 @@
 // One step from each golden state of other programs' CPU optimizers, on every target. PyTorch's
-// fused kernels must be met bit by bit. Its single-tensor path has a square root that is not
-// correctly rounded, and bitsandbytes' Lion forms its average in another order: they have bounds.
+// fused kernels must be met bit by bit. Its single-tensor paths have a square root that is not
+// correctly rounded, and bitsandbytes forms its averages in another order: they have bounds.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <string_view>
 
 #include "cpu_kernels/step.h"
 #include "support/numbers.h"
@@ -32,6 +34,12 @@ struct GoldenCase {
   bool has_exact_weights;
   bool has_state_error;  ///< states are only close: 2^-22 of the values that make them up
   size_t elements;
+
+  /// A momentum of normalised gradients: the inexact root gets into the state, and its error stays
+  /// when the terms cancel.
+  [[nodiscard]] bool keeps_quotients(std::string_view key) const {
+    return rule->name == "RMSprop" && key == "momentum_buffer" && !has_exact_weights;
+  }
 };
 
 const RuleInfo* find_rule(const std::string& name) {
@@ -114,16 +122,20 @@ void expect_weights(const GoldenCase& c, const std::vector<float>& before,
     EXPECT_TRUE(same_bits(expected, actual));
     return;
   }
+  const bool has_quotients = std::ranges::any_of(
+      c.rule->states, [&](const StateInfo& state) { return c.keeps_quotients(state.key); });
+  const float factor = has_quotients ? 8 : 1;
   for (size_t i = 0; i < expected.size(); ++i) {
     const float largest = std::max(std::abs(expected[i]), std::abs(before[i]));
     const float ulp = std::nextafter(largest, INFINITY) - largest;
-    ASSERT_NEAR(expected[i], actual[i], ulp + 0x1p-22f * std::abs(expected[i] - before[i])) << i;
+    const float update = std::abs(expected[i] - before[i]);
+    ASSERT_NEAR(expected[i], actual[i], factor * (ulp + 0x1p-22f * update)) << i;
   }
 }
 
-void expect_states(const GoldenCase& c, const std::vector<float>& before,
+void expect_states(bool is_exact, const std::vector<float>& before,
                    const std::vector<float>& expected, const std::vector<float>& actual) {
-  if (!c.has_state_error) {
+  if (is_exact) {
     EXPECT_TRUE(same_bits(flushed(expected), actual));
     return;
   }
@@ -172,7 +184,8 @@ void check_step(const Safetensors& file, const GoldenCase& c, int step) {
     if (!has_state(*c.rule, k, c.hyper)) continue;
     const std::string key = c.name + "/" + std::string(c.rule->states[k].key) + now;
     SCOPED_TRACE(key);
-    expect_states(c, old_states[next], load(file, key), states[next].values());
+    const bool is_exact = !c.has_state_error && !c.keeps_quotients(c.rule->states[k].key);
+    expect_states(is_exact, old_states[next], load(file, key), states[next].values());
     ++next;
   }
 }
@@ -191,7 +204,7 @@ void check_file(const Safetensors& file, size_t least_cases) {
 }
 
 TEST(Golden, EveryStepOfPyTorchIsReproducedOnEveryTarget) {
-  check_file(Safetensors::golden("torch"), 17);
+  check_file(Safetensors::golden("torch"), 21);
 }
 
 TEST(Golden, EveryStepOfLionIsReproducedOnEveryTarget) {

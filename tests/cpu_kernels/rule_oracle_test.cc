@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 
 #include "support/catalogue.h"
 #include "support/numbers.h"
@@ -32,8 +33,23 @@ class RuleOracleTest : public ::testing::Test {
 
   static const RuleInfo& info() { return rule_named(Rule::kName); }
 
+  static size_t state_index(std::string_view key) {
+    return static_cast<size_t>(std::ranges::find(info().states, key, &StateInfo::key) -
+                               info().states.begin());
+  }
+
+  /// A centred second moment is a difference. Where the mean follows each gradient, rounding is all
+  /// that is left of it.
+  static bool is_well_conditioned(const RuleCase& rule_case) {
+    const size_t mean = state_index("grad_avg");
+    if (mean == info().states.size() || !has_state(info(), mean, rule_case.hyper)) return true;
+    const auto alpha = std::ranges::find(info().hyper_parameters, "alpha", &HyperParameter::key);
+    return rule_case.hyper[static_cast<size_t>(alpha - info().hyper_parameters.begin())] >= 0.5;
+  }
+
   /// Weight and gradient pull in the same direction, so that L2 decay does not cancel the gradient:
-  /// the sum would lose the digits that the bounds below count on.
+  /// the sum would lose the digits that the bounds below count on. For the same reason a mean is
+  /// half its root mean square at most.
   static Element draw(Numbers& numbers, bool is_maximizing) {
     Element element = {.gradient = numbers.spread(), .weight = 0, .state = {}};
     const bool is_down = (element.gradient < 0) != is_maximizing;
@@ -41,6 +57,10 @@ class RuleOracleTest : public ::testing::Test {
     for (size_t k = 0; k < Rule::kStates.size(); ++k) {
       const float value = numbers.spread();
       element.state[k] = Rule::kStates[k].is_signed ? value : value * value;
+    }
+    if (const size_t mean = state_index("grad_avg"); mean < Rule::kStates.size()) {
+      const float most = 0.5f * std::sqrt(element.state[state_index("square_avg")]);
+      element.state[mean] = std::clamp(element.state[mean], -most, most);
     }
     return element;
   }
@@ -72,6 +92,7 @@ TYPED_TEST_SUITE(RuleOracleTest, testing::AllRules, testing::CatalogueNames);
 TYPED_TEST(RuleOracleTest, FloatStaysWithinItsRoundingOfDouble) {
   Numbers numbers(7);
   for (const RuleCase& rule_case : rule_cases(this->info())) {
+    if (!this->is_well_conditioned(rule_case)) continue;
     const bool is_maximizing = rule_case.hyper.back() != 0;
     for (const int64_t step : {int64_t{1}, int64_t{2}, int64_t{10}, int64_t{100000}}) {
       for (int i = 0; i < 64; ++i) {
