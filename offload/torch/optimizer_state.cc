@@ -38,6 +38,8 @@ std::string class_name(RuleId rule) {
       return "torch.optim.adagrad.Adagrad";
     case RuleId::kRMSprop:
       return "torch.optim.rmsprop.RMSprop";
+    case RuleId::kAdEMAMix:
+      return "outboard.optim.AdEMAMix";
   }
   return std::string(rule_info(rule).name);
 }

@@ -211,5 +211,9 @@ TEST(Golden, EveryStepOfLionIsReproducedOnEveryTarget) {
   check_file(Safetensors::golden("lion"), 1);
 }
 
+TEST(Golden, EveryStepOfAdEMAMixAndItsWarmUpIsReproducedOnEveryTarget) {
+  check_file(Safetensors::golden("ademamix"), 1);
+}
+
 }  // namespace
 }  // namespace outboard::cpu

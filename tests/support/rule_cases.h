@@ -30,6 +30,7 @@ inline std::vector<double> interesting_values(const HyperParameter& parameter) {
   if (parameter.is_open && parameter.maximum == 1)
     return {0.0, 0.3, 0.5, 0.9, 0.95, 0.999};  // beta
   if (parameter.key == "eps") return {0.0, 1e-8, 1e-3};
+  if (parameter.key.starts_with("t_")) return {0.0, 4.0, 1000.0};  // steps of a warm-up
   return {0.0, 0.01, 0.25, 0.9};
 }
 
