@@ -176,7 +176,7 @@ void run_step(const std::vector<size_t>& sizes, const StepCase& step_case, std::
               double copy) {
   const StateFormats formats = state_formats_named(state);
   const DType state_type =
-      format_info(formats.signed_state).code_bits == 32 ? DType::kF32 : DType::kBF16;
+      format_info(formats.signed_state.format).code_bits == 32 ? DType::kF32 : DType::kBF16;
   const size_t element_bytes = bytes_of(step_case.type);
   const size_t master_bytes = bytes_of(step_case.master);
   const size_t state_bytes = bytes_of(state_type);

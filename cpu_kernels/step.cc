@@ -58,9 +58,9 @@ ResolvedUpdate::ResolvedUpdate(const ParameterUpdate& update)
                  transfer_.store_weight == nullptr;
   for (size_t k = 0; k < kMaxStates; ++k) {
     if (update.states[k].codes == nullptr) continue;
-    codecs_[k] = codec(update.formats[k]);
+    codecs_[k] = codec(update.formats[k].format);
     is_in_place_ = is_in_place_ && codecs_[k].is_plain_f32;
-    unit_elements_ = std::max(unit_elements_, format_info(update.formats[k]).unit_elements());
+    unit_elements_ = std::max(unit_elements_, update.formats[k].unit_elements());
   }
   if (unit_elements_ > kMostUnitElements) {
     fail(ErrorKind::kValue, "ResolvedUpdate", "a state format has blocks of ", unit_elements_,
@@ -112,7 +112,7 @@ void ResolvedUpdate::update_run(const Run& run, Scratch& scratch) const {
       tile.state[k] = static_cast<float*>(state.codes) + run.first;
       continue;
     }
-    const size_t count = round_up(run.count, format_info(update_.formats[k]).unit_elements());
+    const size_t count = round_up(run.count, update_.formats[k].unit_elements());
     codecs_[k].decode(state, run.first, count, scratch.state[k].value);
     tile.state[k] = scratch.state[k].value;
   }
@@ -121,7 +121,7 @@ void ResolvedUpdate::update_run(const Run& run, Scratch& scratch) const {
 
   for (size_t k = 0; k < kMaxStates; ++k) {
     if (tile.state[k] != scratch.state[k].value) continue;
-    const size_t count = round_up(run.count, format_info(update_.formats[k]).unit_elements());
+    const size_t count = round_up(run.count, update_.formats[k].unit_elements());
     codecs_[k].encode(tile.state[k], run.first, count, update_.elements,
                       random(static_cast<uint32_t>(k + 1)), 0, update_.states[k]);
   }

@@ -31,7 +31,7 @@ struct ParameterUpdate {
   MasterFormat master_format = MasterFormat::kWeight;
   void* master = nullptr;
   std::array<StateArray, kMaxStates> states = {};  ///< null codes: the state does not exist
-  std::array<Format, kMaxStates> formats = {};
+  std::array<StateFormat, kMaxStates> formats = {};
   RandomKey random_key;
   uint32_t step = 0;  ///< the parameter's own step count, 1 for the first
 };

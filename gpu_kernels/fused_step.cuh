@@ -6,6 +6,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
@@ -40,23 +41,79 @@ struct AnyTypes {
   static __device__ __forceinline__ LaunchTypes of(const LaunchTypes& types) { return types; }
 };
 
+/// The device codec of a format: CodecOf<Format::kF32>::type is quant::device::F32.
+template <Format>
+struct CodecOf;
+#define OUTBOARD_FORMAT(codec, stem)   \
+  template <>                          \
+  struct CodecOf<Format::k##codec> {   \
+    using type = quant::device::codec; \
+  };
+#include "outboard/formats.def"
+#undef OUTBOARD_FORMAT
+
 /// State formats fixed at compile time: one for signed states, one for the others.
 template <Format kSigned, Format kUnsigned>
 struct FixedFormats {
   static constexpr bool kAreNarrow = kSigned != Format::kF32 && kUnsigned != Format::kF32;
+  static constexpr bool kHasBlocks =
+      CodecOf<kSigned>::type::kHasBlocks || CodecOf<kUnsigned>::type::kHasBlocks;
   static constexpr bool match(bool is_signed, Format format) {
     return format == (is_signed ? kSigned : kUnsigned);
   }
-  static __device__ __forceinline__ constexpr Format of(bool is_signed, Format) {
-    return is_signed ? kSigned : kUnsigned;
+  /// Calls `action` with the codec of a state.
+  template <class Action>
+  static __device__ __forceinline__ void with_codec(bool is_signed, Format, const Action& action) {
+    if (is_signed) {
+      action(typename CodecOf<kSigned>::type{});
+    } else {
+      action(typename CodecOf<kUnsigned>::type{});
+    }
+  }
+};
+
+/// A codec that looks its format up at run time. Its functions are not inlined: one copy of every
+/// codec serves all states and all element types of a rule, which keeps the build short.
+struct AnyCodec {
+  Format format;
+
+  template <class Action>
+  __device__ __forceinline__ void dispatch(const Action& action) const {
+    switch (format) {
+#define OUTBOARD_FORMAT(type, stem) \
+  case Format::k##type:             \
+    action(quant::device::type{});  \
+    break;
+#include "outboard/formats.def"
+#undef OUTBOARD_FORMAT
+    }
+  }
+  template <int kRun>
+  __device__ __noinline__ void load(const device::DeviceStateArray& array, uint64_t first,
+                                    uint32_t* words) const {
+    dispatch([&](auto codec) { codec.template load<kRun>(array, first, words); });
+  }
+  template <int kRun>
+  __device__ __noinline__ void decode(const device::DeviceStateArray& array, uint64_t first,
+                                      const uint32_t* words, float* values) const {
+    dispatch([&](auto codec) { codec.template decode<kRun>(array, first, words, values); });
+  }
+  template <int kRun>
+  __device__ __noinline__ void store(const device::DeviceStateArray& array, uint64_t first,
+                                     const float* values, const device::RandomRun& random) const {
+    dispatch([&](auto codec) { codec.template store<kRun>(array, first, values, random); });
   }
 };
 
 /// State formats read at run time.
 struct AnyFormats {
-  static constexpr bool kAreNarrow = false;
+  static constexpr bool kAreNarrow = true;
+  static constexpr bool kHasBlocks = true;
   static constexpr bool match(bool, Format) { return true; }
-  static __device__ __forceinline__ Format of(bool, Format format) { return format; }
+  template <class Action>
+  static __device__ __forceinline__ void with_codec(bool, Format format, const Action& action) {
+    action(AnyCodec{format});
+  }
 };
 
 /// A rule's states as constants that device code can use.
@@ -83,22 +140,10 @@ struct StepArguments {
   typename Rule::template Scalars<float> scalars;
   DeviceTable table;
   LaunchTypes types;
-  std::array<Format, kMaxStates> formats;
+  std::array<StateFormat, kMaxStates> formats;
   uint32_t step;
+  uint32_t unit_elements;  ///< of the longest blocks, at least a tile
 };
-
-/// Calls `action` with the device codec of `format`, e.g. quant::device::F32{}.
-template <class Action>
-__device__ __forceinline__ void with_codec(Format format, const Action& action) {
-  switch (format) {
-#define OUTBOARD_FORMAT(type, stem) \
-  case Format::k##type:             \
-    action(quant::device::type{});  \
-    break;
-#include "outboard/formats.def"
-#undef OUTBOARD_FORMAT
-  }
-}
 
 /// Updates kRun elements of `parameter` in this lane: all loads first, so that they overlap.
 template <class Rule, class Types, class Formats, int kRun, bool kWhole>
@@ -109,11 +154,12 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
   const auto exists = [&](int s) {
     return ((States::kAlways >> s) & 1) != 0 || ((arguments.table.state_mask >> s) & 1) != 0;
   };
-  const auto format = [&](int s) {
-    return Formats::of(((States::kSigned >> s) & 1) != 0, arguments.formats[s]);
+  const auto with_codec = [&](int s, const auto& action) {
+    Formats::with_codec(((States::kSigned >> s) & 1) != 0, arguments.formats[s].format, action);
   };
   const auto array = [&](int s) {
-    return device::DeviceStateArray{parameter.codes[s], parameter.scales[s]};
+    return device::DeviceStateArray{parameter.codes[s], parameter.scales[s],
+                                    arguments.formats[s].block_elements};
   };
 
   uint32_t gradient_words[kRun];
@@ -124,7 +170,7 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
 #pragma unroll
   for (int s = 0; s < States::kCount; ++s) {
     if (!exists(s)) continue;
-    with_codec(format(s),
+    with_codec(s,
                [&](auto codec) { codec.template load<kRun>(array(s), run.first, state_words[s]); });
   }
 
@@ -136,7 +182,7 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
 #pragma unroll
   for (int s = 0; s < States::kCount; ++s) {
     if (!exists(s)) continue;
-    with_codec(format(s), [&](auto codec) {
+    with_codec(s, [&](auto codec) {
       codec.template decode<kRun>(array(s), run.first, state_words[s], state[s]);
     });
   }
@@ -160,9 +206,8 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
   for (int s = 0; s < States::kCount; ++s) {
     if (!exists(s)) continue;
     random.stream = static_cast<uint32_t>(s) + 1;
-    with_codec(format(s), [&](auto codec) {
-      codec.template store<kRun>(array(s), run.first, state[s], random);
-    });
+    with_codec(
+        s, [&](auto codec) { codec.template store<kRun>(array(s), run.first, state[s], random); });
   }
 }
 
@@ -185,7 +230,8 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<Types>)
 
   constexpr uint64_t kWarpElements = kWarpLanes * kRun;
   const uint64_t begin = work.part * kBlockElements;
-  const uint64_t padded = (parameter.elements + kTileElements - 1) / kTileElements * kTileElements;
+  const uint64_t unit = arguments.unit_elements;
+  const uint64_t padded = (parameter.elements + unit - 1) / unit * unit;
   const uint64_t end = begin + kBlockElements < padded ? begin + kBlockElements : padded;
   const uint64_t warp = threadIdx.x / kWarpLanes;
   const uint64_t lane = threadIdx.x % kWarpLanes;
@@ -204,9 +250,9 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<Types>)
 /// Launches the kernel for one choice of types and formats.
 template <class Rule, class Types, class Formats>
 void launch_case(const StepArguments<Rule>& arguments, cudaStream_t stream) {
-  // 16 bytes a lane where every array is narrow; else runs of 4, so that fp32 arrays are read in
-  // whole lines by each access.
-  constexpr int kRun = Types::kAreNarrow && Formats::kAreNarrow ? 8 : 4;
+  // 16 bytes a lane where every array is narrow, and runs of 8 where lanes share a block; else runs
+  // of 4, so that fp32 arrays are read in whole lines by each access.
+  constexpr int kRun = Formats::kHasBlocks || (Types::kAreNarrow && Formats::kAreNarrow) ? 8 : 4;
   fused_step<Rule, Types, Formats, kRun>
       <<<arguments.table.block_count, kBlockThreads, 0, stream>>>(arguments);
   check_cuda(cudaGetLastError(), "StepLauncher", "the launch of the fused step");
@@ -219,7 +265,7 @@ bool launch_if(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   for (int s = 0; s < RuleStates<Rule>::kCount; ++s) {
     const bool exists = ((arguments.table.state_mask >> s) & 1) != 0;
     const bool is_signed = ((RuleStates<Rule>::kSigned >> s) & 1) != 0;
-    if (exists && !Formats::match(is_signed, arguments.formats[s])) return false;
+    if (exists && !Formats::match(is_signed, arguments.formats[s].format)) return false;
   }
   launch_case<Rule, Types, Formats>(arguments, stream);
   return true;
@@ -230,8 +276,10 @@ template <class Rule, class Types>
 bool launch_with_types(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   using Plain = FixedFormats<Format::kF32, Format::kF32>;
   using Narrow = FixedFormats<Format::kBF16, Format::kBF16Stochastic>;
+  using EightBit = FixedFormats<Format::kSym8, Format::kRoot8>;
   return launch_if<Rule, Types, Plain>(arguments, stream) ||
-         launch_if<Rule, Types, Narrow>(arguments, stream);
+         launch_if<Rule, Types, Narrow>(arguments, stream) ||
+         launch_if<Rule, Types, EightBit>(arguments, stream);
 }
 
 /// The launcher behind launch_<stem>(): the common types and formats have kernels of their own, any
@@ -239,12 +287,17 @@ bool launch_with_types(const StepArguments<Rule>& arguments, cudaStream_t stream
 template <class Rule>
 void launch_rule(const LaunchKey& key, const DeviceTable& table, StreamHandle stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
+  uint32_t unit_elements = kTileElements;
+  for (const StateFormat& format : key.formats) {
+    unit_elements = std::max(unit_elements, static_cast<uint32_t>(format.unit_elements()));
+  }
   const StepArguments<Rule> arguments{
       .scalars = key.scalars.as<typename Rule::template Scalars<float>>(),
       .table = table,
       .types = {key.gradient_type, key.weight_type, key.master_format},
       .formats = key.formats,
-      .step = key.step};
+      .step = key.step,
+      .unit_elements = unit_elements};
   using Single = FixedTypes<DType::kF32, DType::kF32, MasterFormat::kWeight>;
   using Split = FixedTypes<DType::kBF16, DType::kBF16, MasterFormat::kSplit>;
   using Stochastic = FixedTypes<DType::kBF16, DType::kBF16, MasterFormat::kStochastic>;

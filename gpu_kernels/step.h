@@ -42,7 +42,7 @@ struct LaunchKey {
   DType gradient_type;
   DType weight_type;
   MasterFormat master_format;
-  std::array<Format, kMaxStates> formats = {};
+  std::array<StateFormat, kMaxStates> formats = {};
   uint32_t step = 0;
 
   friend bool operator==(const LaunchKey&, const LaunchKey&) = default;

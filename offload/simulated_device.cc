@@ -124,7 +124,9 @@ cpu::ResolvedUpdate resolve(const ResidentUpdate& update) {
       .random_key = {.low = update.random_key_low, .high = update.random_key_high},
       .step = update.step};
   for (size_t i = 0; i < kMaxStates; ++i) {
-    parameter.states[i] = {.codes = update.codes[i], .scales = update.scales[i]};
+    parameter.states[i] = {.codes = update.codes[i],
+                           .scales = update.scales[i],
+                           .block_elements = update.formats[i].block_elements};
   }
   return cpu::ResolvedUpdate(parameter);
 }

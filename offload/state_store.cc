@@ -52,7 +52,8 @@ std::vector<StateStore::Wish> StateStore::wishes_of(Parameter& parameter,
   const RuleInfo& rule = rule_info(*spec.rule);
   for (size_t i = 0; i < rule.states.size(); ++i) {
     if (!needs_state(rule, i, hyper) || parameter.states[i].codes != nullptr) continue;
-    const FormatInfo& format = format_info(spec.formats[i]);
+    const StateFormat& format = spec.formats[i];
+    parameter.states[i].block_elements = format.block_elements;
     wishes.push_back(
         {format.code_bytes(spec.elements), MemoryKind::kState, false, &parameter.states[i].codes});
     if (format.scale_count(spec.elements) > 0) {

@@ -209,7 +209,10 @@ std::vector<std::string> state_keys(const std::string& rule) {
   });
 }
 
-std::vector<std::string> state_formats() { return {"fp32", "bf16"}; }
+std::vector<std::string> state_formats() {
+  const auto names = state_format_names();
+  return {names.begin(), names.end()};
+}
 
 c10::Dict<std::string, std::string> build_info() {
   c10::Dict<std::string, std::string> info;

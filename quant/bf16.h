@@ -16,6 +16,7 @@ struct BF16 {
   static constexpr std::string_view kName = "bf16";
   static constexpr size_t kCodeBits = 16;
   static constexpr size_t kBlockElements = 0;
+  static constexpr bool kIsSigned = true;
   static constexpr bool kIsStochastic = false;
   using Code = uint16_t;
 

@@ -18,6 +18,7 @@ struct BF16Stochastic {
   static constexpr std::string_view kName = "bf16_stochastic";
   static constexpr size_t kCodeBits = 16;
   static constexpr size_t kBlockElements = 0;
+  static constexpr bool kIsSigned = true;
   static constexpr bool kIsStochastic = true;
   using Code = uint16_t;
 

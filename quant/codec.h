@@ -29,8 +29,8 @@ struct Codec {
   /// format's unit.
   void (*decode)(const StateArray& array, size_t first, size_t count, float* out);
   /// Encodes `in` to elements [first, first + count). `elements` is the array's true length: what
-  /// lies beyond is stored as zero and never enters a block's scale. `element_offset` is the index
-  /// of the array's element 0 in the parameter.
+  /// lies beyond is stored as the code of zero and never enters a block's scale. `element_offset`
+  /// is the index of the array's element 0 in the parameter.
   void (*encode)(const float* in, size_t first, size_t count, size_t elements,
                  const RandomContext& random, uint64_t element_offset, const StateArray& array);
 };

@@ -1,5 +1,6 @@
 // The run-time view of the catalogue of state formats: descriptions, names and codecs. Expanded
 // from formats.def.
+#include <algorithm>
 #include <array>
 #include <string>
 
@@ -13,11 +14,14 @@ namespace {
 
 template <class FormatType>
 constexpr FormatInfo describe(Format format) {
-  return {.format = format,
-          .name = FormatType::kName,
-          .code_bits = FormatType::kCodeBits,
-          .block_elements = FormatType::kBlockElements,
-          .is_stochastic = FormatType::kIsStochastic};
+  FormatInfo info{.format = format,
+                  .name = FormatType::kName,
+                  .code_bits = FormatType::kCodeBits,
+                  .block_elements = FormatType::kBlockElements,
+                  .block_sizes = {},
+                  .is_stochastic = FormatType::kIsStochastic};
+  if constexpr (FormatType::kBlockElements > 0) info.block_sizes = FormatType::kBlockSizes;
+  return info;
 }
 
 constexpr std::array<FormatInfo, kFormatCount> kFormats{
@@ -28,13 +32,22 @@ constexpr std::array<FormatInfo, kFormatCount> kFormats{
 
 struct NamedFormats {
   std::string_view name;
-  StateFormats formats;
+  Format signed_state;
+  Format unsigned_state;
+  size_t block_elements = 0;
 };
 
 constexpr std::array kNamedFormats{
-    NamedFormats{"fp32", {Format::kF32, Format::kF32}},
-    NamedFormats{"bf16", {Format::kBF16, Format::kBF16Stochastic}},
+    NamedFormats{"fp32", Format::kF32, Format::kF32},
+    NamedFormats{"bf16", Format::kBF16, Format::kBF16Stochastic},
+    NamedFormats{"8bit", Format::kSym8, Format::kRoot8},
 };
+
+constexpr auto kNames = [] {
+  std::array<std::string_view, kNamedFormats.size()> names;
+  std::ranges::transform(kNamedFormats, names.begin(), &NamedFormats::name);
+  return names;
+}();
 
 template <class Table>
 std::string list_names(const Table& table) {
@@ -44,6 +57,23 @@ std::string list_names(const Table& table) {
     names += entry.name;
   }
   return names;
+}
+
+/// One side of "a/b", or all of a name without a slash.
+NamedFormats find_formats(std::string_view name) {
+  const auto found = std::ranges::find(kNamedFormats, name, &NamedFormats::name);
+  if (found != kNamedFormats.end()) return *found;
+  const auto single = std::ranges::find(kFormats, name, &FormatInfo::name);
+  if (single != kFormats.end()) return {name, single->format, single->format};
+  fail(ErrorKind::kValue, "state_formats_named", "unknown state_format '", name,
+       "'; choose one of ", list_names(kNamedFormats), ", one of the formats ",
+       list_names(kFormats), ", or two of them as 'signed/unsigned'");
+}
+
+/// The wanted block length where the format has blocks.
+StateFormat with_blocks(Format format, size_t wanted, size_t usual) {
+  if (format_info(format).block_elements == 0) return {format, 0};
+  return state_format(format, wanted != 0 ? wanted : usual);
 }
 
 }  // namespace
@@ -64,13 +94,29 @@ const FormatInfo& format_named(std::string_view name) {
        list_names(kFormats));
 }
 
-StateFormats state_formats_named(std::string_view name) {
-  for (const NamedFormats& entry : kNamedFormats) {
-    if (entry.name == name) return entry.formats;
+StateFormat state_format(Format format, size_t block_elements) {
+  const FormatInfo& info = format_info(format);
+  if (block_elements == 0) return {format, static_cast<uint32_t>(info.block_elements)};
+  if (std::ranges::find(info.block_sizes, block_elements) == info.block_sizes.end()) {
+    std::string known;
+    for (const uint32_t size : info.block_sizes) known += " " + std::to_string(size);
+    fail(ErrorKind::kValue, "state_format", "format '", info.name, "' has no blocks of ",
+         block_elements, " elements; ",
+         known.empty() ? "it has no blocks: leave the length out" : "choose one of" + known);
   }
-  fail(ErrorKind::kValue, "state_formats_named", "unknown state_format '", name,
-       "'; choose one of ", list_names(kNamedFormats));
+  return {format, static_cast<uint32_t>(block_elements)};
 }
+
+StateFormats state_formats_named(std::string_view name, size_t block_elements) {
+  const size_t slash = name.find('/');
+  const NamedFormats first = find_formats(name.substr(0, slash));
+  const NamedFormats second =
+      slash == std::string_view::npos ? first : find_formats(name.substr(slash + 1));
+  return {with_blocks(first.signed_state, block_elements, first.block_elements),
+          with_blocks(second.unsigned_state, block_elements, second.block_elements)};
+}
+
+std::span<const std::string_view> state_format_names() { return kNames; }
 
 Codec codec(Format format) {
   switch (format) {

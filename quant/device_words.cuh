@@ -9,6 +9,13 @@
 
 namespace outboard::quant::device {
 
+/// One state array of one parameter on the device. `scales` is null for formats without scales.
+struct DeviceStateArray {
+  void* codes;
+  float* scales;
+  uint32_t block_elements;
+};
+
 // Every array passes once through a step and is then of no use to L1, so accesses go around it. On
 // an H200 that is 2 to 4 % faster than evict-first hints. The intrinsics also state what the
 // compiler cannot derive from pointers that it finds in a table: that memory is global and accesses

@@ -9,12 +9,6 @@
 
 namespace outboard::quant::device {
 
-/// One state array of one parameter on the device. `scales` is null for formats without scales.
-struct DeviceStateArray {
-  void* codes;
-  float* scales;
-};
-
 /// Codes of two neighbouring elements of a 16-bit format in one word; `draws` holds 16 random bits
 /// for each. Formats for which the hardware has something shorter specialise it.
 template <class Definition>
@@ -28,6 +22,7 @@ __device__ __forceinline__ uint32_t encode_pair(float low, float high, uint32_t 
 /// so runs are always whole; what lies beyond the parameter's end arrives as zero.
 template <class Definition>
 struct ElementwiseCodec {
+  static constexpr bool kHasBlocks = false;
   static constexpr int kCodeBits = static_cast<int>(Definition::kCodeBits);
   static_assert(kCodeBits == 16 || kCodeBits == 32, "other widths need a codec of their own");
 

@@ -15,6 +15,7 @@ struct F32 {
   static constexpr std::string_view kName = "f32";
   static constexpr size_t kCodeBits = 32;
   static constexpr size_t kBlockElements = 0;
+  static constexpr bool kIsSigned = true;
   static constexpr bool kIsStochastic = false;
   using Code = float;
 

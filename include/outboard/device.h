@@ -63,7 +63,7 @@ struct ResidentUpdate {
   MasterFormat master_format = MasterFormat::kWeight;
   std::array<void*, kMaxStates> codes = {};
   std::array<float*, kMaxStates> scales = {};
-  std::array<Format, kMaxStates> formats = {};
+  std::array<StateFormat, kMaxStates> formats = {};
 };
 
 /// One device. Thread safe unless a method says otherwise; every method may throw Error(kDevice).

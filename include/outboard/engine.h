@@ -42,7 +42,7 @@ struct ParameterSpec {
   std::optional<RuleId>
       rule;  ///< none: the caller computes the update between begin_step and finish_step
   MasterFormat master_format = MasterFormat::kWeight;
-  std::array<Format, kMaxStates> formats = {};
+  std::array<StateFormat, kMaxStates> formats = {};
   std::vector<double>
       hyper;  ///< in the rule's catalogue order; decides which states exist at first
   uint64_t random_id =

@@ -24,6 +24,7 @@ OUTBOARD_HD float mul(float a, float b) { return __fmul_rn(a, b); }
 OUTBOARD_HD float div(float a, float b) { return __fdiv_rn(a, b); }
 OUTBOARD_HD float sqrt(float a) { return __fsqrt_rn(a); }
 OUTBOARD_HD float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+OUTBOARD_HD float rint(float a) { return rintf(a); }
 OUTBOARD_HD uint32_t bits(float a) { return __float_as_uint(a); }
 OUTBOARD_HD float from_bits(uint32_t a) { return __uint_as_float(a); }
 #else
@@ -33,6 +34,7 @@ OUTBOARD_HD float mul(float a, float b) { return a * b; }
 OUTBOARD_HD float div(float a, float b) { return a / b; }
 OUTBOARD_HD float sqrt(float a) { return std::sqrt(a); }
 OUTBOARD_HD float fma(float a, float b, float c) { return std::fma(a, b, c); }
+OUTBOARD_HD float rint(float a) { return std::rint(a); }
 OUTBOARD_HD uint32_t bits(float a) { return std::bit_cast<uint32_t>(a); }
 OUTBOARD_HD float from_bits(uint32_t a) { return std::bit_cast<float>(a); }
 #endif

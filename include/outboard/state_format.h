@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "outboard/types.h"
@@ -23,25 +24,14 @@ inline constexpr size_t kFormatCount = 0
 #undef OUTBOARD_FORMAT
     ;
 
-/// Run-time description of one format. An array of n elements holds code_bytes(n) bytes of codes
-/// and scale_count(n) fp32 scales; both cover whole tiles or blocks, whichever is longer, so
-/// kernels have no tails.
+/// Run-time description of one format.
 struct FormatInfo {
   Format format;
   std::string_view name;
   size_t code_bits;       ///< bits per element
-  size_t block_elements;  ///< elements that share one scale; 0: the format has no scales
-  bool is_stochastic;     ///< rounding draws from the counter-based generator
-
-  [[nodiscard]] constexpr size_t unit_elements() const {
-    return block_elements > kTileElements ? block_elements : kTileElements;
-  }
-  [[nodiscard]] constexpr size_t code_bytes(size_t elements) const {
-    return round_up(elements, unit_elements()) * code_bits / 8;
-  }
-  [[nodiscard]] constexpr size_t scale_count(size_t elements) const {
-    return block_elements == 0 ? 0 : round_up(elements, unit_elements()) / block_elements;
-  }
+  size_t block_elements;  ///< default number of elements that share one fp32 scale; 0: no scales
+  std::span<const uint32_t> block_sizes;  ///< what block_elements may be; powers of two
+  bool is_stochastic;                     ///< rounding draws from the counter-based generator
 };
 
 /// The format's description; the reference stays valid for the life of the program.
@@ -50,24 +40,56 @@ struct FormatInfo {
 /// Looks a single format up by its name ("f32"). Throws Error(kValue) that lists the known names.
 [[nodiscard]] const FormatInfo& format_named(std::string_view name);
 
+/// How one state array is stored: a format, and how many elements share a scale. Codes and scales
+/// both cover whole tiles or blocks, whichever is longer, so kernels have no tails; what lies
+/// beyond the array's end holds the code of zero. Memory filled with zero bytes reads as zeros.
+struct StateFormat {
+  Format format = Format::kF32;
+  uint32_t block_elements = 0;  ///< 0: the format has no scales
+
+  /// Elements of the smallest piece that can be updated by itself.
+  [[nodiscard]] constexpr size_t unit_elements() const {
+    return block_elements > kTileElements ? block_elements : kTileElements;
+  }
+  /// Bytes of the codes of `elements` elements.
+  [[nodiscard]] size_t code_bytes(size_t elements) const {
+    return round_up(elements, unit_elements()) * format_info(format).code_bits / 8;
+  }
+  /// fp32 scales of `elements` elements.
+  [[nodiscard]] constexpr size_t scale_count(size_t elements) const {
+    return block_elements == 0 ? 0 : round_up(elements, unit_elements()) / block_elements;
+  }
+  friend constexpr bool operator==(const StateFormat&, const StateFormat&) = default;
+};
+
+/// `format` with blocks of `block_elements`; 0: the format's own default. Throws Error(kValue) for
+/// a length that the format does not allow.
+[[nodiscard]] StateFormat state_format(Format format, size_t block_elements = 0);
+
 /// One state array of one parameter, or the part of it that starts at element 0 of a whole tile and
 /// block. `scales` is null for formats without scales.
 struct StateArray {
   void* codes = nullptr;
   float* scales = nullptr;
+  size_t block_elements = 0;  ///< elements per scale
 };
 
 /// What a user's `state_format` string stands for: one format for signed state, one for second
-/// moments.
+/// moments and other state that is never negative.
 struct StateFormats {
-  Format signed_state;
-  Format unsigned_state;
+  StateFormat signed_state;
+  StateFormat unsigned_state;
 };
 
-/// "fp32": fp32 for both. "bf16": bf16 with nearest rounding for signed state, with stochastic
-/// rounding for second moments (with nearest, 0.001 * v is below half an ulp and the average
-/// stalls). Throws Error(kValue) that lists the known names.
-[[nodiscard]] StateFormats state_formats_named(std::string_view name);
+/// "fp32", "bf16" (nearest rounding for signed state, stochastic for second moments: with nearest,
+/// 0.001 * v is below half an ulp and the average stalls), "8bit" (sym8, root8), and so on; the
+/// name of a single format stands for both; "a/b" takes the signed format of a and the unsigned one
+/// of b. `block_elements`: of every format that has blocks; 0: their own defaults. Throws
+/// Error(kValue) that lists the known names, or the lengths that the format allows.
+[[nodiscard]] StateFormats state_formats_named(std::string_view name, size_t block_elements = 0);
+
+/// The names that stand for a pair of formats, in the order of documentation.
+[[nodiscard]] std::span<const std::string_view> state_format_names();
 
 }  // namespace outboard
 

@@ -63,7 +63,7 @@ TensorMap TensorEngine::state(size_t parameter) {
                         (view.spec->elements == 0 && rule.states[i].needed_by < 0);
     if (!exists) continue;
     result.emplace_back(rule.states[i].key, view_of(parameter, view.states[i].codes,
-                                                    scalar_type_of(view.spec->formats[i])));
+                                                    scalar_type_of(view.spec->formats[i].format)));
   }
   if (view.master != nullptr) {
     const bool is_split = view.spec->master_format == MasterFormat::kSplit;
@@ -124,7 +124,8 @@ void TensorEngine::load_state(size_t parameter, const TensorMap& state) {
   for (size_t i = 0; i < rule.states.size(); ++i) {
     const at::Tensor* value = find(state, rule.states[i].key);
     if (value == nullptr) continue;
-    view_of(parameter, view.states[i].codes, scalar_type_of(view.spec->formats[i])).copy_(*value);
+    view_of(parameter, view.states[i].codes, scalar_type_of(view.spec->formats[i].format))
+        .copy_(*value);
   }
   const at::Tensor* master = find(state, kMaster);
   const bool has_master = master != nullptr && view.master != nullptr;
@@ -162,7 +163,7 @@ void TensorEngine::reset_state(size_t parameter) {
   const ParameterView view = engine_->view(parameter);
   for (size_t i = 0; i < kMaxStates; ++i) {
     if (view.states[i].codes == nullptr) continue;
-    view_of(parameter, view.states[i].codes, scalar_type_of(view.spec->formats[i])).zero_();
+    view_of(parameter, view.states[i].codes, scalar_type_of(view.spec->formats[i].format)).zero_();
   }
   engine_->load_step(parameter, 0, false);
 }

@@ -173,7 +173,7 @@ void check_step(const Safetensors& file, const GoldenCase& c, int step) {
     old_states.push_back(step == 1 ? std::vector<float>(c.elements) : load(file, key + last));
     states.emplace_back(old_states.back(), c.is_bf16);
     update.states[k] = states.back().array();
-    update.formats[k] = c.is_bf16 ? Format::kBF16 : Format::kF32;
+    update.formats[k] = state_format(c.is_bf16 ? Format::kBF16 : Format::kF32);
   }
   ResolvedUpdate(update).run(0, c.elements);
   std::vector<float> after = master;

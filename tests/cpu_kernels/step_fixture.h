@@ -67,7 +67,7 @@ class StepArrays {
 
   [[nodiscard]] const ParameterUpdate& update() const { return update_; }
 
-  /// Every byte of the user's arrays, masters and states, without their padding.
+  /// Every byte of the user's arrays and masters without padding, and of the states with it.
   [[nodiscard]] std::vector<uint8_t> bytes() const {
     std::vector<uint8_t> all = gradient_.values<uint8_t>();
     const auto append = [&all](const std::vector<uint8_t>& more, size_t count) {
@@ -75,9 +75,7 @@ class StepArrays {
     };
     append(weight_.values<uint8_t>(), update_.elements * bytes_of(update_.weight_type));
     append(master_.values<uint8_t>(), update_.elements * bytes_of(update_.master_format));
-    for (size_t k = 0; k < states_.size(); ++k) {
-      append(states_[k]->values<uint8_t>(), update_.elements * state_bits_[k] / 8);
-    }
+    for (const auto& state : states_) append(state->values<uint8_t>(), state->bytes());
     return all;
   }
 
@@ -101,17 +99,23 @@ class StepArrays {
     for (size_t k = 0; k < c.rule->states.size(); ++k) {
       if (!testing::has_state(*c.rule, k, c.hyper)) continue;
       const bool is_signed = c.rule->states[k].is_signed;
-      const Format format = is_signed ? c.formats.signed_state : c.formats.unsigned_state;
-      const FormatInfo& info = format_info(format);
-      states_.push_back(std::make_unique<testing::GuardedBuffer>(info.code_bytes(c.elements)));
-      state_bits_.push_back(info.code_bits);
-      update_.states[k] = {states_.back()->as<void>(), nullptr};
+      const StateFormat format = is_signed ? c.formats.signed_state : c.formats.unsigned_state;
+      const auto make = [&](size_t bytes) {
+        states_.push_back(std::make_unique<testing::GuardedBuffer>(bytes));
+        return states_.back()->as<void>();
+      };
       update_.formats[k] = format;
+      update_.states[k] = {make(format.code_bytes(c.elements)), nullptr, format.block_elements};
+      if (format.block_elements > 0) {
+        update_.states[k].scales =
+            static_cast<float*>(make(format.scale_count(c.elements) * sizeof(float)));
+      }
+      std::vector<float> values(round_up(c.elements, format.unit_elements()));
       for (size_t i = 0; i < c.elements; ++i) {
         const float value = numbers.spread();
-        testing::reference_encode(format, update_.states[k].codes, i,
-                                  is_signed ? value : value * value, 0);
+        values[i] = is_signed ? value : value * value;
       }
+      testing::reference_encode(format.format, values, c.elements, {}, 0, update_.states[k]);
     }
   }
 
@@ -119,7 +123,6 @@ class StepArrays {
   testing::GuardedBuffer weight_;
   testing::GuardedBuffer master_;
   std::vector<std::unique_ptr<testing::GuardedBuffer>> states_;
-  std::vector<size_t> state_bits_;
   ParameterUpdate update_;
 };
 

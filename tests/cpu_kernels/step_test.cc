@@ -19,7 +19,7 @@ namespace {
 using ::outboard::testing::default_hyper;
 using ::outboard::testing::for_each_target;
 
-constexpr const char* kStateFormats[] = {"fp32", "bf16"};
+constexpr const char* kStateFormats[] = {"fp32", "bf16", "8bit"};
 constexpr DType kGradientTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
 
 /// The defaults with every flag on that the rule accepts, and momentum where there is one.
@@ -40,8 +40,8 @@ void expect_equals_reference(const StepCase& c, uint64_t seed) {
     ResolvedUpdate(arrays.update()).run(0, c.elements);
     EXPECT_TRUE(expected == arrays.bytes())
         << c.rule->name << ", weight " << c.layout.name << ", gradient " << name_of(c.gradient_type)
-        << ", state " << format_info(c.formats.unsigned_state).name << ", elements " << c.elements
-        << ", shift " << c.shift << ", seed " << seed;
+        << ", state " << format_info(c.formats.unsigned_state.format).name << ", elements "
+        << c.elements << ", shift " << c.shift << ", seed " << seed;
     EXPECT_TRUE(arrays.is_intact());
   });
 }
@@ -77,7 +77,7 @@ TYPED_TEST(StepTest, EqualsTheReferenceForEverySizeUpToTwoTiles) {
                         default_hyper(rule),
                         layout,
                         kGradientTypes[elements % 3],
-                        state_formats_named(kStateFormats[elements / 2 % 2]),
+                        state_formats_named(kStateFormats[elements / 2 % std::size(kStateFormats)]),
                         elements,
                         elements % 5};
     expect_equals_reference(c, elements);
@@ -146,7 +146,7 @@ double second_moment_after_3000_steps(Format format) {
   update.gradient = gradient.data();
   update.weight = weight.data();
   update.states = {StateArray{m.data(), nullptr}, StateArray{codes.data(), nullptr}};
-  update.formats = {Format::kF32, format};
+  update.formats = {state_format(Format::kF32), state_format(format)};
   update.random_key = random_key(1, 1);
   for (update.step = 1; update.step <= 3000; ++update.step) {
     update.scalars = rule.scalars(default_hyper(rule), update.step, 1.0);

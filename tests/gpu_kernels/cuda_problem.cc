@@ -72,7 +72,9 @@ std::string Combination::text() const {
   for (const double value : hyper) text << ' ' << value;
   text << ", gradient " << name_of(gradient_type) << ", weight " << name_of(weight_type)
        << ", master " << static_cast<int>(master_format) << ", states "
-       << format_info(formats.signed_state).name << '/' << format_info(formats.unsigned_state).name;
+       << format_info(formats.signed_state.format).name << '/'
+       << format_info(formats.unsigned_state.format).name << " in blocks of "
+       << formats.signed_state.block_elements << '/' << formats.unsigned_state.block_elements;
   return text.str();
 }
 
@@ -92,7 +94,7 @@ bool Problem::has_state(size_t state) const {
   return needed_by < 0 || combination_.hyper[static_cast<size_t>(needed_by)] != 0;
 }
 
-Format Problem::format(size_t state) const {
+StateFormat Problem::format(size_t state) const {
   const auto states = rule_info(combination_.rule).states;
   return state >= states.size() || states[state].is_signed ? combination_.formats.signed_state
                                                            : combination_.formats.unsigned_state;
@@ -119,7 +121,7 @@ void Problem::lay_out(size_t index) {
                         padded_elements(shape.elements) * bytes_of(combination_.master_format), 0);
   for (size_t s = 0; s < kMaxStates; ++s) {
     if (!has_state(s)) continue;
-    const FormatInfo& info = format_info(format(s));
+    const StateFormat info = format(s);
     const std::string state = name + "state " + std::to_string(s);
     layout.codes[s] = carve(state + " codes", info.code_bytes(shape.elements), 0);
     layout.scales[s] =
@@ -160,19 +162,16 @@ void Problem::fill(size_t index, uint64_t seed) {
 
 void Problem::fill_state(const Array& codes, const Array& scales, size_t state, size_t elements,
                          uint64_t seed) {
-  const FormatInfo& info = format_info(format(state));
+  const StateFormat info = format(state);
   std::vector<float> values(round_up(elements, info.unit_elements()), 0.0f);
   const bool is_signed = rule_info(combination_.rule).states[state].is_signed;
   for (size_t i = 0; i < elements; ++i) {
     const float value = sample(seed, i) * 0x1p-6f;
     values[i] = is_signed ? value : std::fabs(value);
   }
-  const StateArray array{&host_[codes.offset], reinterpret_cast<float*>(&host_[scales.offset])};
-  if (codec(info.format).is_plain_f32) {
-    std::memcpy(array.codes, values.data(), values.size() * sizeof(float));
-  } else {
-    codec(info.format).encode(values.data(), 0, values.size(), elements, {}, 0, array);
-  }
+  const StateArray array{&host_[codes.offset], reinterpret_cast<float*>(&host_[scales.offset]),
+                         info.block_elements};
+  codec(info.format).encode(values.data(), 0, values.size(), elements, {}, 0, array);
 }
 
 void Problem::refresh_gradients(uint64_t seed) {
@@ -207,6 +206,7 @@ void Problem::step_on_cpu(int64_t step) {
       update.formats[s] = format(s);
       update.states[s].codes = &host_[layout.codes[s].offset];
       update.states[s].scales = reinterpret_cast<float*>(&host_[layout.scales[s].offset]);
+      update.states[s].block_elements = update.formats[s].block_elements;
     }
     update.random_key = random_key(kSeed, p);
     update.step = static_cast<uint32_t>(step);
@@ -239,11 +239,12 @@ void Problem::step_on_gpu(gpu::StepLauncher& launcher, int64_t step, size_t piec
       if (layout.master.bytes > 0) piece.master = at(layout.master, bytes_of(key.master_format));
       for (size_t s = 0; s < kMaxStates; ++s) {
         if (!has_state(s)) continue;
-        const FormatInfo& info = format_info(format(s));
-        piece.codes[s] = at(layout.codes[s], 0) + first * info.code_bits / 8;
+        const StateFormat info = format(s);
+        piece.codes[s] = device_->data() + layout.codes[s].offset +
+                         first * format_info(info.format).code_bits / 8;
         if (info.block_elements > 0) {
-          piece.scales[s] =
-              reinterpret_cast<float*>(at(layout.scales[s], 0)) + first / info.block_elements;
+          piece.scales[s] = reinterpret_cast<float*>(device_->data() + layout.scales[s].offset) +
+                            first / info.block_elements;
         }
       }
       piece.elements = std::min(length, elements - first);

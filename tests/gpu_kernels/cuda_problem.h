@@ -94,7 +94,7 @@ class Problem {
                   uint64_t seed);
   void write(DType type, size_t offset, float value);
   [[nodiscard]] bool has_state(size_t state) const;
-  [[nodiscard]] Format format(size_t state) const;
+  [[nodiscard]] StateFormat format(size_t state) const;
   [[nodiscard]] std::string where(size_t offset) const;
 
   Combination combination_;

@@ -36,7 +36,7 @@ std::vector<StateFormats> all_format_pairs() {
   std::vector<StateFormats> pairs;
   for (size_t a = 0; a < kFormatCount; ++a) {
     for (size_t b = 0; b < kFormatCount; ++b) {
-      pairs.push_back({static_cast<Format>(a), static_cast<Format>(b)});
+      pairs.push_back({state_format(static_cast<Format>(a)), state_format(static_cast<Format>(b))});
     }
   }
   return pairs;
@@ -69,8 +69,8 @@ Combination adamw(DType type, MasterFormat master, StateFormats formats) {
   return {RuleId::kAdamW, hyper, type, type, master, formats};
 }
 
-const StateFormats kPlain{Format::kF32, Format::kF32};
-const StateFormats kNarrow{Format::kBF16, Format::kBF16Stochastic};
+const StateFormats kPlain = state_formats_named("fp32");
+const StateFormats kNarrow = state_formats_named("bf16");
 
 class GpuStep : public testing::TestWithParam<size_t> {};
 

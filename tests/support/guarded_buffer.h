@@ -49,6 +49,7 @@ class GuardedBuffer {
     const T* first = reinterpret_cast<const T*>(data_);
     return {first, first + bytes_ / sizeof(T)};
   }
+  [[nodiscard]] size_t bytes() const { return bytes_; }
   [[nodiscard]] bool is_intact() const {
     const auto is_canary = [](uint8_t byte) { return byte == kCanary; };
     return std::all_of(base_, data_, is_canary) && std::all_of(data_ + bytes_, end_, is_canary);

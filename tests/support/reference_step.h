@@ -4,10 +4,10 @@
 #define OUTBOARD_TESTS_SUPPORT_REFERENCE_STEP_H_
 
 #include "cpu_kernels/step.h"
-#include "outboard_codecs.h"
 #include "outboard_rules.h"
 #include "quant/random.h"
 #include "quant/rounding.h"
+#include "support/reference_codec.h"
 
 namespace outboard::testing {
 
@@ -15,28 +15,6 @@ inline float reference_load(DType type, const void* from, size_t i) {
   if (type == DType::kF32) return static_cast<const float*>(from)[i];
   const uint16_t code = static_cast<const uint16_t*>(from)[i];
   return type == DType::kBF16 ? quant::f32_from_bf16(code) : quant::f32_from_f16(code);
-}
-
-inline float reference_decode(Format format, const void* codes, size_t i) {
-  switch (format) {
-#define OUTBOARD_FORMAT(type, stem) \
-  case Format::k##type:             \
-    return quant::type::decode(static_cast<const quant::type::Code*>(codes)[i]);
-#include "outboard/formats.def"
-#undef OUTBOARD_FORMAT
-  }
-  return 0;
-}
-
-inline void reference_encode(Format format, void* codes, size_t i, float value, uint32_t draw) {
-  switch (format) {
-#define OUTBOARD_FORMAT(type, stem)                                               \
-  case Format::k##type:                                                           \
-    static_cast<quant::type::Code*>(codes)[i] = quant::type::encode(value, draw); \
-    return;
-#include "outboard/formats.def"
-#undef OUTBOARD_FORMAT
-  }
 }
 
 inline void reference_rule(RuleId rule, const RuleScalars& scalars, float gradient, float& weight,
@@ -76,21 +54,27 @@ inline void reference_store(const cpu::ParameterUpdate& u, size_t i, float value
 
 /// Updates every element of `u`.
 inline void reference_step(const cpu::ParameterUpdate& u) {
+  std::vector<float> states[kMaxStates];
+  for (size_t k = 0; k < kMaxStates; ++k) {
+    if (u.states[k].codes == nullptr) continue;
+    const size_t padded = round_up(u.elements, u.formats[k].unit_elements());
+    states[k] = reference_decode(u.formats[k].format, u.states[k], padded);
+  }
   for (size_t i = 0; i < u.elements; ++i) {
     float weight = reference_master(u, i);
     float state[kMaxStates] = {};
-    for (size_t k = 0; k < kMaxStates; ++k) {
-      if (u.states[k].codes == nullptr) continue;
-      state[k] = reference_decode(u.formats[k], u.states[k].codes, i);
-    }
+    for (size_t k = 0; k < kMaxStates; ++k) state[k] = states[k].empty() ? 0 : states[k][i];
     reference_rule(u.rule, u.scalars, reference_load(u.gradient_type, u.gradient, i), weight,
                    state);
     for (size_t k = 0; k < kMaxStates; ++k) {
-      if (u.states[k].codes == nullptr) continue;
-      const uint32_t draw = random16(u.random_key, u.step, static_cast<uint32_t>(k + 1), i);
-      reference_encode(u.formats[k], u.states[k].codes, i, state[k], draw);
+      if (!states[k].empty()) states[k][i] = state[k];
     }
     reference_store(u, i, weight);
+  }
+  for (size_t k = 0; k < kMaxStates; ++k) {
+    if (u.states[k].codes == nullptr) continue;
+    const RandomContext random{u.random_key, u.step, static_cast<uint32_t>(k + 1)};
+    reference_encode(u.formats[k].format, states[k], u.elements, random, 0, u.states[k]);
   }
 }
 

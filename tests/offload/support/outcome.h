@@ -39,9 +39,13 @@ struct Outcome {
   int64_t skipped_steps = 0;
 };
 
-/// Codes of one state of the parameter's own elements, without padding.
+/// Codes of one state of the parameter's own elements, without padding, and its scales.
 inline Bytes state_bytes(const ParameterSpec& spec, size_t k, const StateArray& state) {
-  return bytes_at(state.codes, spec.elements * format_info(spec.formats[k]).code_bits / 8);
+  const StateFormat& format = spec.formats[k];
+  Bytes bytes = bytes_at(state.codes, spec.elements * format_info(format.format).code_bits / 8);
+  const Bytes scales = bytes_at(state.scales, format.scale_count(spec.elements) * sizeof(float));
+  bytes.insert(bytes.end(), scales.begin(), scales.end());
+  return bytes;
 }
 
 inline ::testing::AssertionResult same_bytes(const std::string& what, const Bytes& expected,

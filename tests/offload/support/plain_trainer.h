@@ -53,7 +53,7 @@ class PlainTrainer {
       result.master =
           bytes_at(parameter.master.get(), spec.elements * bytes_of(spec.master_format));
       for (size_t k = 0; k < kMaxStates; ++k) {
-        result.states[k] = state_bytes(spec, k, {parameter.states[k].get(), nullptr});
+        result.states[k] = state_bytes(spec, k, array_of(parameter, k));
       }
       result.step = parameter.step;
       outcome_.parameters.push_back(std::move(result));
@@ -67,6 +67,7 @@ class PlainTrainer {
     std::shared_ptr<void> weight;
     std::shared_ptr<void> master;
     std::array<std::shared_ptr<void>, kMaxStates> states;
+    std::array<std::shared_ptr<void>, kMaxStates> scales;
     std::shared_ptr<void> gradient;  ///< null: none in this step
     DType gradient_type = DType::kF32;
     int64_t step = 0;
@@ -89,16 +90,22 @@ class PlainTrainer {
     return parameter;
   }
 
+  static StateArray array_of(const Parameter& parameter, size_t k) {
+    return {parameter.states[k].get(), static_cast<float*>(parameter.scales[k].get()),
+            parameter.spec.formats[k].block_elements};
+  }
+
   void make_states(Parameter& parameter, const std::vector<double>& hyper) const {
     const RuleInfo& info = rule_info(trial_.rule);
     for (size_t k = 0; k < info.states.size(); ++k) {
       const int needed_by = info.states[k].needed_by;
       const bool is_needed = needed_by < 0 || hyper[static_cast<size_t>(needed_by)] != 0;
-      const size_t bytes =
-          format_info(parameter.spec.formats[k]).code_bytes(parameter.spec.elements);
-      if (is_needed && parameter.states[k] == nullptr && bytes > 0) {
-        parameter.states[k] = zeroed_memory(bytes);
-      }
+      const StateFormat& format = parameter.spec.formats[k];
+      const size_t bytes = format.code_bytes(parameter.spec.elements);
+      if (!is_needed || parameter.states[k] != nullptr || bytes == 0) continue;
+      parameter.states[k] = zeroed_memory(bytes);
+      const size_t scales = format.scale_count(parameter.spec.elements);
+      if (scales > 0) parameter.scales[k] = zeroed_memory(scales * sizeof(float));
     }
   }
 
@@ -178,7 +185,7 @@ class PlainTrainer {
         .formats = parameter.spec.formats,
         .random_key = random_key(trial_.seed, static_cast<uint64_t>(&parameter - &parameters_[0])),
         .step = static_cast<uint32_t>(parameter.step)};
-    for (size_t k = 0; k < kMaxStates; ++k) update.states[k].codes = parameter.states[k].get();
+    for (size_t k = 0; k < kMaxStates; ++k) update.states[k] = array_of(parameter, k);
     cpu::ResolvedUpdate(update).run(0, update.elements);
   }
 

@@ -54,8 +54,7 @@ enum class Clip { kOff, kNever, kSometimes, kAlways };
 struct TrialParameter {
   DType type = DType::kF32;
   MasterFormat master_format = MasterFormat::kWeight;
-  Format signed_format = Format::kF32;
-  Format unsigned_format = Format::kF32;
+  StateFormats formats = {};
   size_t elements = 0;
   Placement placement = Placement::kHost;
   Memory memory = Memory::kDevice;
@@ -197,8 +196,7 @@ inline std::vector<TrialParameter> parameters_of_every_kind(uint64_t seed) {
     TrialParameter parameter{.type = type, .master_format = master};
     for (const bool is_large : {true, false}) {
       const bool is_low = ((draw >> (is_large ? 0 : 1)) & 1) != 0;
-      parameter.signed_format = is_low ? Format::kBF16 : Format::kF32;
-      parameter.unsigned_format = is_low ? Format::kBF16Stochastic : Format::kF32;
+      parameter.formats = state_formats_named(is_low ? "bf16" : "fp32");
       parameter.elements = is_large ? kTrialChunkElements + (draw >> 8) % (2 * kTrialChunkElements)
                                     : 1 + (draw >> 32) % 600;
       parameters.push_back(parameter);
@@ -233,8 +231,8 @@ inline ParameterSpec spec_of(const Trial& trial, size_t index, void* weight) {
                      .master_format = parameter.master_format,
                      .hyper = trial.hyper(0, trial.group_of(index))};
   for (size_t k = 0; k < info.states.size(); ++k) {
-    spec.formats[k] =
-        info.states[k].is_signed ? parameter.signed_format : parameter.unsigned_format;
+    spec.formats[k] = info.states[k].is_signed ? parameter.formats.signed_state
+                                               : parameter.formats.unsigned_state;
   }
   return spec;
 }
