@@ -10,6 +10,7 @@
 //     static constexpr bool kIsStochastic = false;
 //     static constexpr NibbleOrder kNibbleOrder = ...;    // of 4-bit formats
 //     using Code = uint8_t;                               // one element's code, low bits
+//     static constexpr bool is_code(uint8_t code);        // only if some codes never occur
 //     static OUTBOARD_HD float scale(float largest);      // what is stored for a block
 //     struct Encoder { OUTBOARD_HD explicit Encoder(float scale);  // scale > 0
 //                      OUTBOARD_HD Code operator()(float value, uint32_t random16) const; };

@@ -7,6 +7,7 @@
 #include "outboard/error.h"
 #include "outboard/state_format.h"
 #include "outboard_codecs.h"
+#include "quant/block_format.h"
 #include "quant/codec.h"
 
 namespace outboard {
@@ -19,8 +20,14 @@ constexpr FormatInfo describe(Format format) {
                   .code_bits = FormatType::kCodeBits,
                   .block_elements = FormatType::kBlockElements,
                   .block_sizes = {},
-                  .is_stochastic = FormatType::kIsStochastic};
+                  .is_stochastic = FormatType::kIsStochastic,
+                  .even_code_bits = 0xFF,
+                  .is_code = nullptr};
   if constexpr (FormatType::kBlockElements > 0) info.block_sizes = FormatType::kBlockSizes;
+  if constexpr (FormatType::kCodeBits == 4) {
+    info.even_code_bits = FormatType::kNibbleOrder == quant::NibbleOrder::kEvenLow ? 0x0F : 0xF0;
+  }
+  if constexpr (requires { FormatType::is_code(uint8_t{}); }) info.is_code = &FormatType::is_code;
   return info;
 }
 
@@ -99,7 +106,7 @@ StateFormat state_format(Format format, size_t block_elements) {
   if (block_elements == 0) return {format, static_cast<uint32_t>(info.block_elements)};
   if (std::ranges::find(info.block_sizes, block_elements) == info.block_sizes.end()) {
     std::string known;
-    for (const uint32_t size : info.block_sizes) known += " " + std::to_string(size);
+    for (const uint32_t size : info.block_sizes) known += ' ' + std::to_string(size);
     fail(ErrorKind::kValue, "state_format", "format '", info.name, "' has no blocks of ",
          block_elements, " elements; ",
          known.empty() ? "it has no blocks: leave the length out" : "choose one of" + known);

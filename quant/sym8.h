@@ -25,6 +25,7 @@ struct Sym8 {
   static constexpr float kLevels = 127.0f * 127.0f;
   using Code = uint8_t;
 
+  static constexpr bool is_code(uint8_t code) { return code != 0x80; }
   static OUTBOARD_HD float scale(float largest) { return plain_scale(largest); }
 
   struct Encoder {

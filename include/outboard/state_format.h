@@ -32,6 +32,13 @@ struct FormatInfo {
   size_t block_elements;  ///< default number of elements that share one fp32 scale; 0: no scales
   std::span<const uint32_t> block_sizes;  ///< what block_elements may be; powers of two
   bool is_stochastic;                     ///< rounding draws from the counter-based generator
+  uint8_t even_code_bits;  ///< the bits of a byte that hold the code of an element of even index
+  bool (*is_code)(uint8_t code);  ///< whether an encoder makes this code; null: each occurs
+
+  /// Bytes that the codes of exactly `elements` elements touch, without padding.
+  [[nodiscard]] constexpr size_t stored_bytes(size_t elements) const {
+    return (elements * code_bits + 7) / 8;
+  }
 };
 
 /// The format's description; the reference stays valid for the life of the program.
