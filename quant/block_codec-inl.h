@@ -49,23 +49,34 @@ HWY_INLINE float largest_magnitude(const float* in, size_t count) {
   return exact::from_bits(static_cast<uint32_t>(hn::GetLane(all)));
 }
 
+/// Two codes of 4 bits side by side in one 16-bit lane, the earlier in the lower byte
+/// (little-endian machines).
+using PairTag = hn::CappedTag<uint16_t, 32>;
+using PackedTag = hn::Rebind<uint8_t, PairTag>;
+
 /// `count` codes of 4 bits from bytes to one byte each, or back; `count` is a multiple of 64.
 HWY_INLINE void unpack_nibbles(NibbleOrder order, const uint8_t* packed, size_t count,
                                uint8_t* codes) {
-  const bool even_low = order == NibbleOrder::kEvenLow;
-  for (size_t i = 0; i < count / 2; ++i) {
-    const auto low = static_cast<uint8_t>(packed[i] & 15);
-    const auto high = static_cast<uint8_t>(packed[i] >> 4);
-    codes[2 * i] = even_low ? low : high;
-    codes[2 * i + 1] = even_low ? high : low;
+  const PairTag d;
+  const auto mask = hn::Set(d, 0x0F0F);
+  for (size_t i = 0; i < count / 2; i += hn::Lanes(d)) {
+    const auto both = hn::PromoteTo(d, hn::LoadU(PackedTag(), packed + i));
+    const auto spread = order == NibbleOrder::kEvenLow
+                            ? hn::Or(both, hn::ShiftLeft<4>(both))
+                            : hn::Or(hn::ShiftRight<4>(both), hn::ShiftLeft<8>(both));
+    hn::StoreU(hn::And(spread, mask), d, reinterpret_cast<uint16_t*>(codes) + i);
   }
 }
 
 HWY_INLINE void pack_nibbles(NibbleOrder order, const uint8_t* codes, size_t count,
                              uint8_t* packed) {
-  const size_t low = order == NibbleOrder::kEvenLow ? 0 : 1;
-  for (size_t i = 0; i < count / 2; ++i) {
-    packed[i] = static_cast<uint8_t>(codes[2 * i + low] | codes[2 * i + 1 - low] << 4);
+  const PairTag d;
+  for (size_t i = 0; i < count / 2; i += hn::Lanes(d)) {
+    const auto pair = hn::LoadU(d, reinterpret_cast<const uint16_t*>(codes) + i);
+    const auto both = order == NibbleOrder::kEvenLow
+                          ? hn::Or(pair, hn::ShiftRight<4>(pair))
+                          : hn::Or(hn::ShiftLeft<4>(pair), hn::ShiftRight<8>(pair));
+    hn::StoreU(hn::TruncateTo(PackedTag(), both), PackedTag(), packed + i);
   }
 }
 
