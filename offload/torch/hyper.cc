@@ -10,9 +10,11 @@
 namespace outboard {
 namespace {
 
+using torch::optim::AdagradOptions;
 using torch::optim::AdamOptions;
 using torch::optim::AdamWOptions;
 using torch::optim::OptimizerOptions;
+using torch::optim::RMSpropOptions;
 using torch::optim::SGDOptions;
 using Betas = std::tuple<double, double>;
 
@@ -30,6 +32,17 @@ std::vector<double> list_of(const LionOptions& o) {
   const auto [beta1, beta2] = o.betas();
   return {o.lr(), beta1, beta2, o.weight_decay(), 0};
 }
+std::vector<double> list_of(const AdagradOptions& o) {
+  return {o.lr(), o.lr_decay(), o.weight_decay(), o.initial_accumulator_value(), o.eps(), 0};
+}
+std::vector<double> list_of(const RMSpropOptions& o) {
+  return {o.lr(), o.alpha(), o.eps(), o.weight_decay(), o.momentum(), o.centered() ? 1.0 : 0.0, 0};
+}
+std::vector<double> list_of(const AdEMAMixOptions& o) {
+  const auto [beta1, beta2, beta3] = o.betas();
+  return {o.lr(),           beta1, beta2, beta3, o.alpha(), o.t_alpha(), o.t_beta3(), o.eps(),
+          o.weight_decay(), 0};
+}
 
 template <class Options>
 void set_adam(Options& o, std::span<const double> v) {
@@ -43,31 +56,55 @@ void set_list(SGDOptions& o, std::span<const double> v) {
 void set_list(LionOptions& o, std::span<const double> v) {
   o.lr(v[0]).betas(Betas(v[1], v[2])).weight_decay(v[3]);
 }
+void set_list(AdagradOptions& o, std::span<const double> v) {
+  o.lr(v[0]).lr_decay(v[1]).weight_decay(v[2]).initial_accumulator_value(v[3]).eps(v[4]);
+}
+void set_list(RMSpropOptions& o, std::span<const double> v) {
+  o.lr(v[0]).alpha(v[1]).eps(v[2]).weight_decay(v[3]).momentum(v[4]).centered(v[5] != 0);
+}
+void set_list(AdEMAMixOptions& o, std::span<const double> v) {
+  o.lr(v[0]).betas({v[1], v[2], v[3]}).alpha(v[4]).t_alpha(v[5]).t_beta3(v[6]);
+  o.eps(v[7]).weight_decay(v[8]);
+}
+
+// Calls `visit(rule, options)` with the struct's own type if it is `Typed`; returns whether it is.
+template <class Typed, class Options, class Visit>
+bool visit_as(RuleId rule, Options& options, const Visit& visit) {
+  using Wanted = std::conditional_t<std::is_const_v<Options>, const Typed, Typed>;
+  auto* typed = dynamic_cast<Wanted*>(&options);
+  if (typed != nullptr) visit(rule, *typed);
+  return typed != nullptr;
+}
 
 // Calls `visit(rule, options)` with the struct's own type.
 template <class Options, class Visit>
-auto with_type(Options& options, Visit visit) {
-  const auto as = [&]<class T>(T*) {
-    using Wanted = std::conditional_t<std::is_const_v<Options>, const T, T>;
-    return dynamic_cast<Wanted*>(&options);
-  };
-  if (auto* adamw = as(static_cast<AdamWOptions*>(nullptr))) return visit(RuleId::kAdamW, *adamw);
-  if (auto* adam = as(static_cast<AdamOptions*>(nullptr))) return visit(RuleId::kAdam, *adam);
-  if (auto* sgd = as(static_cast<SGDOptions*>(nullptr))) return visit(RuleId::kSGD, *sgd);
-  if (auto* lion = as(static_cast<LionOptions*>(nullptr))) return visit(RuleId::kLion, *lion);
+void with_type(Options& options, const Visit& visit) {
+  const bool is_known = visit_as<AdamWOptions>(RuleId::kAdamW, options, visit) ||
+                        visit_as<AdamOptions>(RuleId::kAdam, options, visit) ||
+                        visit_as<SGDOptions>(RuleId::kSGD, options, visit) ||
+                        visit_as<LionOptions>(RuleId::kLion, options, visit) ||
+                        visit_as<AdagradOptions>(RuleId::kAdagrad, options, visit) ||
+                        visit_as<RMSpropOptions>(RuleId::kRMSprop, options, visit) ||
+                        visit_as<AdEMAMixOptions>(RuleId::kAdEMAMix, options, visit);
+  if (is_known) return;
   fail(ErrorKind::kType, kWho, "there is no native rule for options of type ",
-       c10::demangle(typeid(options).name()), "; give AdamWOptions, AdamOptions, SGDOptions or ",
-       "LionOptions, or a factory of the optimizer");
+       c10::demangle(typeid(options).name()), "; give AdamWOptions, AdamOptions, SGDOptions, ",
+       "AdagradOptions, RMSpropOptions, LionOptions or AdEMAMixOptions, or a factory of the ",
+       "optimizer");
 }
 
 }  // namespace
 
 RuleId rule_of(const OptimizerOptions& options) {
-  return with_type(options, [](RuleId rule, const auto&) { return rule; });
+  RuleId result = {};
+  with_type(options, [&](RuleId rule, const auto&) { result = rule; });
+  return result;
 }
 
 std::vector<double> hyper_of(const OptimizerOptions& options) {
-  return with_type(options, [](RuleId, const auto& typed) { return list_of(typed); });
+  std::vector<double> result;
+  with_type(options, [&](RuleId, const auto& typed) { result = list_of(typed); });
+  return result;
 }
 
 void set_hyper(OptimizerOptions& options, std::span<const double> hyper) {
@@ -94,6 +131,30 @@ void LionOptions::serialize(torch::serialize::InputArchive& archive) {
   if (archive.try_read("lr", value)) lr_ = value.toDouble();
   if (archive.try_read("betas", value)) betas_ = value.to<betas_t>();
   if (archive.try_read("weight_decay", value)) weight_decay_ = value.toDouble();
+}
+
+void AdEMAMixOptions::serialize(torch::serialize::OutputArchive& archive) const {
+  archive.write("lr", c10::IValue(lr_));
+  archive.write("betas", c10::IValue(betas_));
+  archive.write("alpha", c10::IValue(alpha_));
+  archive.write("t_alpha", c10::IValue(t_alpha_));
+  archive.write("t_beta3", c10::IValue(t_beta3_));
+  archive.write("eps", c10::IValue(eps_));
+  archive.write("weight_decay", c10::IValue(weight_decay_));
+}
+
+void AdEMAMixOptions::serialize(torch::serialize::InputArchive& archive) {
+  c10::IValue value;
+  const auto read = [&](const char* key, double& number) {
+    if (archive.try_read(key, value)) number = value.toDouble();
+  };
+  if (archive.try_read("betas", value)) betas_ = value.to<betas_t>();
+  read("lr", lr_);
+  read("alpha", alpha_);
+  read("t_alpha", t_alpha_);
+  read("t_beta3", t_beta3_);
+  read("eps", eps_);
+  read("weight_decay", weight_decay_);
 }
 
 }  // namespace outboard

@@ -46,14 +46,15 @@ std::string class_name(RuleId rule) {
 
 // The keys of Python's classes that choose among implementations or have no C++ counterpart.
 PickledDict other_options(RuleId rule) {
+  if (class_name(rule).starts_with("outboard.")) return {};
+  const bool is_adam = rule == RuleId::kAdamW || rule == RuleId::kAdam;
   const PickledValue none;
   const PickledValue off(false);
-  if (rule == RuleId::kLion) return {};
   PickledDict options{{text("foreach"), none}};
-  if (rule != RuleId::kSGD) options.emplace_back(text("capturable"), off);
+  if (is_adam || rule == RuleId::kRMSprop) options.emplace_back(text("capturable"), off);
   options.emplace_back(text("differentiable"), off);
-  options.emplace_back(text("fused"), none);
-  if (rule != RuleId::kSGD) {
+  if (rule != RuleId::kRMSprop) options.emplace_back(text("fused"), none);
+  if (is_adam) {
     options.emplace_back(text("decoupled_weight_decay"), PickledValue(rule == RuleId::kAdamW));
   }
   return options;
@@ -207,7 +208,8 @@ void CPUOffloadOptimizer::Impl::check_saved(const Snapshot& saved,
     refuse("the checkpoint is of ", saved.optimizer_class, ", the optimizer is ",
            class_name(*rule));
   }
-  const bool counts_steps = rule == RuleId::kAdamW || rule == RuleId::kAdam;
+  const bool counts_steps = rule == RuleId::kAdamW || rule == RuleId::kAdam ||
+                            rule == RuleId::kAdagrad || rule == RuleId::kAdEMAMix;
   for (size_t i = 0; i < saved.states.size() && counts_steps; ++i) {
     const TensorMap& state = saved.states[i];
     const bool has_step =

@@ -10,17 +10,24 @@ from typing import Any
 import torch
 
 from .hyper import WHO
-from .optim import Lion
+from .optim import AdEMAMix, Lion
 
 # Exact classes: a subclass may compute something else, and runs through the generic path.
 NATIVE = {
     torch.optim.AdamW: "AdamW",
     torch.optim.Adam: "Adam",
     torch.optim.SGD: "SGD",
+    torch.optim.Adagrad: "Adagrad",
+    torch.optim.RMSprop: "RMSprop",
     Lion: "Lion",
+    AdEMAMix: "AdEMAMix",
 }
 # A state tensor that exists only while a group's option is set.
-NEEDED_BY = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum"}
+NEEDED_BY = {
+    "max_exp_avg_sq": "amsgrad",
+    "momentum_buffer": "momentum",
+    "grad_avg": "centered",
+}
 # Need the whole model at once, or gradients that are refused here.
 WHOLE_MODEL = {
     torch.optim.LBFGS: "it searches along a line over all parameters at once",

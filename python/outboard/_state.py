@@ -14,8 +14,8 @@ from ._base_class import NEEDED_BY
 from .hyper import WHO
 
 FORMAT_VERSION = 1
-# Rules whose bias corrections need the count; the others only ask whether there was a step.
-NEEDS_STEP = ("AdamW", "Adam")
+# Rules whose scalars need the count; the others only ask whether there was a step.
+NEEDS_STEP = ("AdamW", "Adam", "Adagrad", "AdEMAMix")
 
 
 def fail(what: str, remedy: str = "load a state dict saved from the same parameters") -> None:
@@ -88,6 +88,18 @@ def native_entry(
     if result or "step" in entry:
         result["step"] = _step(entry, name, rule)
     return result
+
+
+def fresh_entry(
+    rule: str, parameter: torch.Tensor, group: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """What torch's class has as the state of a parameter before its first step."""
+    if rule != "Adagrad":
+        return {}
+    start = torch.full_like(
+        parameter, group["initial_accumulator_value"], dtype=torch.float32, device="cpu"
+    )
+    return {"step": torch.tensor(0.0, dtype=torch.float32, device="cpu"), "sum": start}
 
 
 def generic_entry(

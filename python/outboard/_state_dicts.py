@@ -198,3 +198,9 @@ def _describe(optimizer: StateDicts, state_dict: dict[str, Any]) -> None:
         masters=[engine.master_format(i) if rules[i] else "fp32" for i in order],
         stepped=sorted(i for i, entry in state_dict["state"].items() if entry),
     )
+    groups = [group for group in optimizer.param_groups for _ in group["params"]]
+    for i, (index, group) in enumerate(zip(order, groups, strict=True)):
+        if i not in state_dict["state"]:
+            parameter = optimizer._registry.parameters[index]
+            entry = _state.fresh_entry(rules[index], parameter, group)
+            state_dict["state"].update({i: entry} if entry else {})

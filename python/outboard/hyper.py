@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 WHO = "CPUOffloadOptimizer"
+# Steps of a warm-up, for which other libraries write None.
+_NONE_IS_ZERO = ("t_alpha", "t_beta3")
 
 
 def rule_keys(rule: str) -> list[str]:
@@ -29,6 +31,8 @@ def read(group: Mapping[str, Any], path: str) -> float:
             "put it back"
         )
     value = group[name]
+    if value is None and name in _NONE_IS_ZERO:
+        return 0.0
     try:
         return float(value[int(item)] if item else value)
     except (TypeError, ValueError, IndexError, RuntimeError) as error:

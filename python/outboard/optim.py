@@ -2,11 +2,46 @@
 given to CPUOffloadOptimizer as optimizer_class, their native rule does the work instead.
 """
 
+import math
+
 import torch
 from torch.optim.optimizer import Optimizer
 
 
-class Lion(Optimizer):
+class _PerParameter(Optimizer):
+    """The loop around a subclass's `_update(parameter, gradient, state, group)`."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step. Returns the closure's loss. Raises RuntimeError on sparse gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.grad.is_sparse:
+                    who = type(self).__name__
+                    raise RuntimeError(
+                        f"[{who}] a gradient is sparse; make it dense (sparse=False)"
+                    )
+                gradient = -parameter.grad if group["maximize"] else parameter.grad
+                self._update(parameter, gradient, self.state[parameter], group)
+        return loss
+
+    def _check(self, count, betas, **values):
+        # Written so that NaN fails too.
+        who = f"[{type(self).__name__}]"
+        if len(betas) != count or not all(0.0 <= float(beta) < 1.0 for beta in betas):
+            raise ValueError(f"{who} betas are {betas}; give {count} numbers in [0, 1)")
+        for name, value in values.items():
+            if not float(value) >= 0.0:
+                raise ValueError(f"{who} {name} is {value}; give a number that is at least 0")
+
+
+class Lion(_PerParameter):
     """Evolved sign momentum (Chen et al.: Symbolic Discovery of Optimization Algorithms, 2023).
 
         c  = m + (1 - beta1) * (g - m)
@@ -18,34 +53,11 @@ class Lion(Optimizer):
     """
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, *, maximize=False):
-        # Written so that NaN fails too.
-        if not float(lr) >= 0.0:
-            raise ValueError(f"[Lion] lr is {lr}; give a number that is at least 0")
-        if len(betas) != 2 or not all(0.0 <= float(beta) < 1.0 for beta in betas):
-            raise ValueError(f"[Lion] betas are {betas}; give two numbers in [0, 1)")
-        if not weight_decay >= 0.0:
-            raise ValueError(f"[Lion] weight_decay is {weight_decay}; give a number of at least 0")
+        self._check(2, betas, lr=lr, weight_decay=weight_decay)
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure=None):
-        """One step. Returns the closure's loss. Raises RuntimeError on sparse gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-        return loss
-
-    def _update(self, parameter, group):
-        if parameter.grad.is_sparse:
-            raise RuntimeError("[Lion] a gradient is sparse; make it dense (sparse=False)")
-        gradient = -parameter.grad if group["maximize"] else parameter.grad
-        state = self.state[parameter]
+    def _update(self, parameter, gradient, state, group):
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         moment = state["exp_avg"]
@@ -54,3 +66,65 @@ class Lion(Optimizer):
         direction = moment.lerp(gradient, 1 - beta1).sign_()
         parameter.mul_(1 - lr * group["weight_decay"]).sub_(direction * lr)
         moment.lerp_(gradient, 1 - beta2)
+
+
+class AdEMAMix(_PerParameter):
+    """Adam with a second, slower average of the gradient (Pagliardini, Ablin, Grangier: The
+    AdEMAMix Optimizer: Better, Faster, Older, 2025).
+
+        m1' = m1 + (1 - beta1) * (g - m1)              exp_avg
+        v'  = beta2 * v + (1 - beta2) * g^2            exp_avg_sq
+        m2' = m2 + (1 - beta3(t)) * (g - m2)           exp_avg_slow
+        p'  = p * (1 - lr * weight_decay)
+              - lr * (m1' / (1 - beta1^t) + alpha(t) * m2') / (sqrt(v' / (1 - beta2^t)) + eps)
+
+    Over the first `t_alpha` steps alpha(t) grows linearly; over the first `t_beta3` steps beta3(t)
+    does, in half-lives, from beta1 to beta3. 0 or None is no warm-up. `step()` is as Lion's.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        betas=(0.9, 0.999, 0.9999),
+        alpha=5.0,
+        t_alpha=0,
+        t_beta3=0,
+        eps=1e-8,
+        weight_decay=1e-2,
+        *,
+        maximize=False,
+    ):
+        t_alpha, t_beta3 = t_alpha or 0, t_beta3 or 0
+        numbers = {"alpha": alpha, "t_alpha": t_alpha, "t_beta3": t_beta3, "eps": eps}
+        self._check(3, betas, lr=lr, weight_decay=weight_decay, **numbers)
+        defaults = {"lr": lr, "betas": betas, **numbers, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "maximize": maximize})
+
+    def _update(self, parameter, gradient, state, group):
+        if not state:
+            state["step"] = torch.tensor(0.0, dtype=torch.float32)
+            for key in ("exp_avg", "exp_avg_sq", "exp_avg_slow"):
+                state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["step"] += 1
+        t = state["step"].item()
+        beta1, beta2, beta3 = (float(beta) for beta in group["betas"])
+        lr = group["lr"]
+        fast = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        square = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        slow = state["exp_avg_slow"].lerp_(
+            gradient, 1 - _warm_beta(t, group["t_beta3"] or 0, beta1, beta3)
+        )
+        share = group["alpha"] * min(t / (group["t_alpha"] or t), 1.0)
+        mixed = fast / (1 - beta1**t) + share * slow
+        root = (square / (1 - beta2**t)).sqrt_().add_(group["eps"])
+        parameter.mul_(1 - lr * group["weight_decay"]).sub_(mixed.div_(root) * lr)
+
+
+def _warm_beta(t, steps, first, last):
+    """The coefficient at step t whose half-life has gone t / steps of the way from `first`'s."""
+    if t >= steps or last == 0:
+        return last
+    share = t / steps
+    inverse = ((1 - share) / math.log(first) if first > 0 else 0.0) + share / math.log(last)
+    return min(math.exp(1 / inverse), last)

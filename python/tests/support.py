@@ -93,15 +93,6 @@ def assert_same(left, right):
     assert not differs.any(), f"{differs.sum()} bytes differ: {left} and {right}"
 
 
-def assert_close_update(actual, expected, before, relative=2.0**-20):
-    """Equal up to the last place of the value and `relative` of the update (numerics.md 6.4)."""
-    for a, e, b in zip(actual, expected, before, strict=True):
-        a, e, b = (t.detach().cpu().double() for t in (a, e, b))
-        ulp = torch.maximum(a.abs(), e.abs()) * 2.0**-23
-        excess = (a - e).abs() - ulp - relative * (e - b).abs()
-        assert (excess <= 0).all(), f"too far by {excess.max()}"
-
-
 def clones(tensors):
     """Copies that later steps do not change."""
     return [t.detach().clone() for t in tensors]

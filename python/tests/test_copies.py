@@ -21,7 +21,7 @@ from support import (
 
 @pytest.mark.parametrize("steps", [0, 2])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.RMSprop])
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Adadelta])
 def test_copies_step_independently_and_equally(place, how, steps, cls):
     p = make_parameters(place.device, torch.bfloat16)
     optimizer = place.optimizer(p, cls, lr=1e-2)

@@ -10,12 +10,23 @@ import outboard
 import pytest
 import torch
 
+
+class OwnRMSprop(torch.optim.RMSprop):
+    """A class without a native rule, which torch's C++ library has too."""
+
+
 CLASSES = {
     "AdamW": (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
     "Adam": (torch.optim.Adam, {"lr": 1e-2, "amsgrad": True}),
     "SGD": (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9}),
     "Lion": (outboard.Lion, {"lr": 1e-2, "weight_decay": 0.1}),
-    "RMSprop": (torch.optim.RMSprop, {"lr": 1e-2}),
+    "Adagrad": (
+        torch.optim.Adagrad,
+        {"lr": 1e-2, "lr_decay": 0.1, "initial_accumulator_value": 0.5},
+    ),
+    "RMSprop": (torch.optim.RMSprop, {"lr": 1e-2, "centered": True, "momentum": 0.5}),
+    "AdEMAMix": (outboard.AdEMAMix, {"lr": 1e-2, "t_alpha": 4, "t_beta3": 4}),
+    "Generic": (OwnRMSprop, {"lr": 1e-2}),
 }
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES = [(name, "fp32") for name in CLASSES] + [("AdamW", "bf16"), ("SGD", "bf16")]

@@ -4,6 +4,7 @@ every gradient is chosen, not computed."""
 
 import random
 
+import outboard
 import pytest
 import torch
 from support import (
@@ -22,7 +23,8 @@ CLIPPING = {"never": None, "sometimes": 168.0, "always": 3.0}
 RULES = {
     "adamw": (torch.optim.AdamW, {"amsgrad": True}),
     "sgd": (torch.optim.SGD, {"momentum": 0.9}),
-    "rmsprop": (torch.optim.RMSprop, {}),
+    "ademamix": (outboard.AdEMAMix, {"t_alpha": 3, "t_beta3": 4}),
+    "adadelta": (torch.optim.Adadelta, {}),
 }
 
 
@@ -81,7 +83,7 @@ PLACES = [
 def test_overlapped_run_has_the_bits_of_the_plain_one(place, clipping, case, offload_gradients):
     script = make_script(seed=len(clipping) + 10 * len(case))
     options = {"max_grad_norm": CLIPPING[clipping]}
-    if case == "rmsprop":  # torch's own kernels differ between devices; keep its state on the host
+    if case == "adadelta":  # torch's own kernels differ between devices; keep its state on the host
         options["min_offload_elements"] = 0
     overlapped = run(
         script,

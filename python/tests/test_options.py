@@ -4,7 +4,6 @@ import outboard
 import pytest
 import torch
 from outboard import hyper
-from outboard.optim import Lion
 from support import SIMULATED, assert_same, clones, make_parameters, train
 
 BAD_OPTIONS = {
@@ -58,7 +57,7 @@ def test_duplicates_are_refused_by_name():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
-@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.RMSprop])
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.Adadelta])
 def test_unsupported_dtype_is_refused_by_name(dtype, cls):
     parameter = torch.nn.Parameter(torch.zeros(64, 96, dtype=dtype))
     with pytest.raises((TypeError, ValueError), match="odd_one"):
@@ -187,7 +186,7 @@ def test_hyper_lists_and_groups_convert_both_ways():
         values = list(torch.ops.outboard.hyper_defaults(rule))
         group = hyper.to_group(keys, values)
         assert hyper.to_list(group, keys) == values
-        cls = Lion if rule == "Lion" else getattr(torch.optim, rule)
+        cls = getattr(torch.optim, rule, None) or getattr(outboard, rule)
         theirs = cls([torch.zeros(1)]).defaults
         assert hyper.to_list(theirs, keys) == values
 
@@ -202,6 +201,20 @@ def test_lion_alone_is_a_torch_optimizer():
     for bad in ({"lr": -1.0}, {"betas": (0.9, 1.0)}, {"weight_decay": float("nan")}):
         with pytest.raises(ValueError, match="Lion"):
             outboard.Lion(p, **bad)
+
+
+def test_ademamix_alone_is_a_torch_optimizer():
+    p = make_parameters()
+    optimizer = outboard.AdEMAMix(p, lr=torch.tensor(0.1), alpha=3.0, eps=0.0, weight_decay=0.5)
+    before = clones(p)
+    train(optimizer, p, 1)
+    # The first step's direction is g * (1 + alpha * (1 - beta3)) / |g|.
+    for q, old in zip(p, before, strict=True):
+        torch.testing.assert_close((q - old * 0.95).abs(), torch.full_like(q, 0.1 * 1.0003))
+    assert outboard.AdEMAMix(p, t_alpha=None, t_beta3=None).defaults["t_alpha"] == 0
+    for bad in ({"betas": (0.9, 0.999)}, {"alpha": -1.0}, {"t_beta3": float("nan")}):
+        with pytest.raises(ValueError, match="AdEMAMix"):
+            outboard.AdEMAMix(p, **bad)
 
 
 def test_build_info_names_the_version():

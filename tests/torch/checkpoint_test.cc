@@ -1,7 +1,6 @@
 // Checkpoints of the libtorch face: exact resume, torch::save, and files that are cut, changed, or
 // of another model.
 #include <gmock/gmock.h>
-#include <torch/optim/rmsprop.h>
 #include <torch/serialize.h>
 
 #include <filesystem>
@@ -16,8 +15,10 @@
 namespace outboard {
 namespace {
 
+using torch::optim::AdagradOptions;
 using torch::optim::AdamOptions;
 using torch::optim::AdamWOptions;
+using torch::optim::RMSpropOptions;
 using torch::optim::SGDOptions;
 
 /// A path of its own for each test; the file is removed afterwards.
@@ -104,15 +105,21 @@ TEST_P(CheckpointTest, OtherRulesResumeBitByBit) {
   expect_exact_resume(GetParam(), at::kBFloat16,
                       native(GetParam(), SGDOptions(1e-2).momentum(0.9)));
   expect_exact_resume(GetParam(), at::kBFloat16, native(GetParam(), LionOptions(1e-2)));
+  expect_exact_resume(GetParam(), at::kFloat,
+                      native(GetParam(), AdagradOptions(1e-2).initial_accumulator_value(0.5)));
+  expect_exact_resume(GetParam(), at::kFloat,
+                      native(GetParam(), RMSpropOptions(1e-2).centered(true).momentum(0.5)));
+  expect_exact_resume(GetParam(), at::kBFloat16,
+                      native(GetParam(), AdEMAMixOptions(1e-2).t_alpha(6).t_beta3(6)));
 }
 
-TEST_P(CheckpointTest, AnyOtherClassResumesBitByBit) {
+TEST_P(CheckpointTest, AClassFromAFactoryResumesBitByBit) {
   expect_exact_resume(GetParam(), at::kFloat, [&](const Training& training) {
     return std::make_unique<CPUOffloadOptimizer>(
         training.parameters,
         [](std::vector<torch::Tensor> tensors) {
-          return std::make_unique<torch::optim::RMSprop>(
-              std::move(tensors), torch::optim::RMSpropOptions(1e-2).momentum(0.5));
+          return std::make_unique<torch::optim::RMSprop>(std::move(tensors),
+                                                         RMSpropOptions(1e-2).momentum(0.5));
         },
         options_for(GetParam()));
   });

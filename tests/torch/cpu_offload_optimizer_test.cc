@@ -1,8 +1,7 @@
 // The libtorch face against torch::optim on the CPU, with torch's habits: groups, schedulers,
 // closures, clipping, accumulation, other optimizer classes, errors.
 #include <gmock/gmock.h>
-#include <torch/optim/adagrad.h>
-#include <torch/optim/rmsprop.h>
+#include <torch/optim/lbfgs.h>
 #include <torch/optim/schedulers/step_lr.h>
 
 #include <cmath>
@@ -14,9 +13,11 @@
 namespace outboard {
 namespace {
 
+using torch::optim::AdagradOptions;
 using torch::optim::AdamOptions;
 using torch::optim::AdamWOptions;
 using torch::optim::OptimizerParamGroup;
+using torch::optim::RMSpropOptions;
 using torch::optim::SGDOptions;
 
 class CPUOffloadOptimizerTest : public OnEveryPlace {};
@@ -47,15 +48,48 @@ TEST_P(CPUOffloadOptimizerTest, SgdIsTorchsSgd) {
   expect_like_torch<torch::optim::SGD>(GetParam(), SGDOptions(1e-2).momentum(0.9).nesterov(true));
 }
 
-TEST_P(CPUOffloadOptimizerTest, LionHasTheSameBitsEverywhere) {
-  const Training ours(GetParam());
+TEST_P(CPUOffloadOptimizerTest, AdagradIsTorchsAdagrad) {
+  expect_like_torch<torch::optim::Adagrad>(GetParam(), AdagradOptions(1e-2).lr_decay(0.1));
+  expect_like_torch<torch::optim::Adagrad>(
+      GetParam(), AdagradOptions(1e-2).initial_accumulator_value(0.5).weight_decay(0.1));
+}
+
+TEST_P(CPUOffloadOptimizerTest, RmspropIsTorchsRmsprop) {
+  expect_like_torch<torch::optim::RMSprop>(GetParam(), RMSpropOptions(1e-2).alpha(0.9));
+  expect_like_torch<torch::optim::RMSprop>(
+      GetParam(), RMSpropOptions(1e-3).centered(true).momentum(0.9).weight_decay(0.1));
+}
+
+template <class Options>
+void expect_the_same_bits_everywhere(Place place, const Options& base) {
+  const Training ours(place);
   const Training reference(Place::kInPlace);
-  CPUOffloadOptimizer optimizer(ours.parameters, LionOptions(1e-2).weight_decay(0.1),
-                                options_for(GetParam()));
-  CPUOffloadOptimizer in_place(reference.parameters, LionOptions(1e-2).weight_decay(0.1));
+  CPUOffloadOptimizer optimizer(ours.parameters, base, options_for(place));
+  CPUOffloadOptimizer in_place(reference.parameters, base);
   ours.run(optimizer, 0, 5);
   reference.run(in_place, 0, 5);
-  expect_equal(ours.parameters, reference.parameters, "Lion");
+  expect_equal(ours.parameters, reference.parameters, c10::demangle(typeid(Options).name()));
+}
+
+TEST_P(CPUOffloadOptimizerTest, RulesThatTorchLacksHaveTheSameBitsEverywhere) {
+  expect_the_same_bits_everywhere(GetParam(), LionOptions(1e-2).weight_decay(0.1));
+  expect_the_same_bits_everywhere(GetParam(), AdEMAMixOptions(1e-2).alpha(2).t_alpha(3).t_beta3(4));
+}
+
+TEST_P(CPUOffloadOptimizerTest, TheSlowAverageWarmsUp) {
+  const Training fast(GetParam());
+  const Training slow(GetParam());
+  CPUOffloadOptimizer at_once(fast.parameters, AdEMAMixOptions(1e-2), options_for(GetParam()));
+  CPUOffloadOptimizer late(slow.parameters, AdEMAMixOptions(1e-2).t_beta3(100),
+                           options_for(GetParam()));
+  fast.run(at_once, 0, 1);
+  slow.run(late, 0, 1);
+  const auto size = [](CPUOffloadOptimizer& optimizer, const Training& training) {
+    return optimizer.state_of(training.parameters[0]).at("exp_avg_slow").abs().max().item<double>();
+  };
+  EXPECT_NEAR(size(at_once, fast), 0.75e-4, 1e-7);  // 1 - beta3 of the largest gradient, 6 / 8
+  // 1% of the way between the half-lives of beta1 and beta3.
+  EXPECT_NEAR(size(late, slow), 0.0068249, 1e-6);
 }
 
 TEST_P(CPUOffloadOptimizerTest, Bf16HasTheSameBitsEverywhere) {
@@ -229,7 +263,8 @@ void expect_generic_like_torch(Place place) {
   expect_close(ours.parameters, theirs.parameters);
 }
 
-TEST_P(CPUOffloadOptimizerTest, AnyOtherClassRunsOnHostMasters) {
+// A factory's class runs as it is, even where its options would choose a native rule.
+TEST_P(CPUOffloadOptimizerTest, AClassFromAFactoryRunsOnHostMasters) {
   expect_generic_like_torch<torch::optim::RMSprop>(GetParam());
   expect_generic_like_torch<torch::optim::Adagrad>(GetParam());
 }
@@ -258,8 +293,8 @@ TEST(CPUOffloadOptimizerErrors, NameWhatIsWrong) {
               testing::HasSubstr("lr"));
   EXPECT_THAT(message_of([&] { CPUOffloadOptimizer(p, AdamWOptions(), {.state_format = "fp7"}); }),
               testing::HasSubstr("fp7"));
-  EXPECT_THAT(message_of([&] { CPUOffloadOptimizer(p, torch::optim::RMSpropOptions()); }),
-              testing::HasSubstr("RMSprop"));
+  EXPECT_THAT(message_of([&] { CPUOffloadOptimizer(p, torch::optim::LBFGSOptions()); }),
+              testing::HasSubstr("LBFGS"));
   EXPECT_THAT(message_of([&] { CPUOffloadOptimizer(p, AdamWOptions(), {.threads = -1}); }),
               testing::HasSubstr("threads is -1"));
 }

@@ -3,9 +3,11 @@
 #ifndef OUTBOARD_TORCH_CPU_OFFLOAD_OPTIMIZER_H_
 #define OUTBOARD_TORCH_CPU_OFFLOAD_OPTIMIZER_H_
 
+#include <torch/optim/adagrad.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/adamw.h>
 #include <torch/optim/optimizer.h>
+#include <torch/optim/rmsprop.h>
 #include <torch/optim/sgd.h>
 
 #include <concepts>
@@ -25,14 +27,35 @@
 
 namespace outboard {
 
-/// Options of the native rule Lion, which torch does not have. Beside them torch's AdamWOptions,
-/// AdamOptions and SGDOptions choose the native rule of their name.
+/// Options of the native rule Lion, which torch does not have. Beside these structs torch's
+/// AdamWOptions, AdamOptions, SGDOptions, AdagradOptions and RMSpropOptions choose the native rule
+/// of their name.
 struct LionOptions : public torch::optim::OptimizerCloneableOptions<LionOptions> {
   explicit LionOptions(double lr = 1e-4) : lr_(lr) {}
   using betas_t = std::tuple<double, double>;
   TORCH_ARG(double, lr) = 1e-4;
   TORCH_ARG(betas_t, betas) = std::make_tuple(0.9, 0.99);
   TORCH_ARG(double, weight_decay) = 0;
+
+ public:
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+  [[nodiscard]] double get_lr() const override { return lr_; }
+  void set_lr(double lr) override { lr_ = lr; }
+};
+
+/// Options of the native rule AdEMAMix. `betas` are those of the fast average, the squares and the
+/// slow average; `t_alpha` and `t_beta3` the steps of their warm-ups, 0 for none.
+struct AdEMAMixOptions : public torch::optim::OptimizerCloneableOptions<AdEMAMixOptions> {
+  explicit AdEMAMixOptions(double lr = 1e-3) : lr_(lr) {}
+  using betas_t = std::tuple<double, double, double>;
+  TORCH_ARG(double, lr) = 1e-3;
+  TORCH_ARG(betas_t, betas) = std::make_tuple(0.9, 0.999, 0.9999);
+  TORCH_ARG(double, alpha) = 5;
+  TORCH_ARG(double, t_alpha) = 0;
+  TORCH_ARG(double, t_beta3) = 0;
+  TORCH_ARG(double, eps) = 1e-8;
+  TORCH_ARG(double, weight_decay) = 1e-2;
 
  public:
   void serialize(torch::serialize::InputArchive& archive) override;
@@ -85,10 +108,10 @@ class CPUOffloadOptimizer : public torch::optim::Optimizer {
   using Factory =
       std::function<std::unique_ptr<torch::optim::Optimizer>(std::vector<torch::Tensor>)>;
 
-  /// One native rule, chosen by the type of `base`: AdamWOptions, AdamOptions, SGDOptions,
-  /// LionOptions. Groups without options get `base`. Allocates host memory and reads the weights
-  /// (blocks). Throws Error for wrong values (kValue), types (kType) or memory that cannot be had
-  /// (kMemory).
+  /// One native rule, chosen by the type of `base`: torch's AdamWOptions, AdamOptions, SGDOptions,
+  /// AdagradOptions, RMSpropOptions, or LionOptions, AdEMAMixOptions. Groups without options get
+  /// `base`. Allocates host memory and reads the weights (blocks). Throws Error for wrong values
+  /// (kValue), types (kType) or memory that cannot be had (kMemory).
   template <std::derived_from<torch::optim::OptimizerOptions> Base>
   CPUOffloadOptimizer(ParamGroups groups, Base base, CPUOffloadOptions options = {})
       : CPUOffloadOptimizer(std::move(groups), std::make_unique<Base>(std::move(base)), nullptr,

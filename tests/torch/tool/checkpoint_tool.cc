@@ -6,7 +6,6 @@
 // Steps 0 to FIRST run in an optimizer that is then thrown away; the one that runs FIRST to LAST
 // starts from INPUT ("-": from nothing). The weights go to standard output, one a line.
 #include <ATen/ATen.h>
-#include <torch/optim/rmsprop.h>
 
 #include <cstdio>
 #include <exception>
@@ -35,7 +34,14 @@ std::unique_ptr<CPUOffloadOptimizer> make(const std::string& name,
   if (name == "Adam") return with(torch::optim::AdamOptions(1e-2).amsgrad(true));
   if (name == "SGD") return with(torch::optim::SGDOptions(1e-2).momentum(0.9));
   if (name == "Lion") return with(outboard::LionOptions(1e-2).weight_decay(0.1));
-  return std::make_unique<CPUOffloadOptimizer>(
+  if (name == "Adagrad") {
+    return with(torch::optim::AdagradOptions(1e-2).lr_decay(0.1).initial_accumulator_value(0.5));
+  }
+  if (name == "RMSprop") {
+    return with(torch::optim::RMSpropOptions(1e-2).centered(true).momentum(0.5));
+  }
+  if (name == "AdEMAMix") return with(outboard::AdEMAMixOptions(1e-2).t_alpha(4).t_beta3(4));
+  return std::make_unique<CPUOffloadOptimizer>(  // "Generic"
       parameters,
       [](std::vector<at::Tensor> tensors) {
         return std::make_unique<torch::optim::RMSprop>(std::move(tensors),
