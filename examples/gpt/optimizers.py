@@ -58,9 +58,10 @@ _KEYWORDS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.1, "momentum": 0.9},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99)},
     "RMSprop": {"lr": 1e-3},
+    "AdEMAMix": {"lr": 1e-3},
 }
-_SCALED = {"AdamW", "Adam", "Lion", "RMSprop"}
-_WEIGHT_DECAY = {"AdamW": 0.1, "Lion": 1.0}
+_SCALED = {"AdamW", "Adam", "Lion", "RMSprop", "AdEMAMix"}
+_WEIGHT_DECAY = {"AdamW": 0.1, "AdEMAMix": 0.1, "Lion": 1.0}
 _UNUSABLE = {
     "LBFGS": "it evaluates the loss several times per step",
     "SparseAdam": "it accepts sparse gradients only",
@@ -83,18 +84,17 @@ def make_recipe(name: str, learning_rate: float | None, clip: float, width: int)
 
 
 def _find_class(name: str) -> type[torch.optim.Optimizer]:
-    if name.lower() == "lion":  # torch has none
-        import outboard
+    import outboard
 
-        return outboard.Lion
     classes = {
         key.lower(): value
-        for key, value in vars(torch.optim).items()
+        for module in (torch.optim, outboard)
+        for key, value in vars(module).items()
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
     }
-    del classes["optimizer"]
+    del classes["optimizer"], classes["cpuoffloadoptimizer"]
     if name.lower() not in classes:
-        known = ", ".join(["Lion", *sorted(value.__name__ for value in classes.values())])
+        known = ", ".join(sorted(value.__name__ for value in classes.values()))
         raise ValueError(f"[train_gpt] --optimizer {name} is unknown; choose one of {known}")
     found = classes[name.lower()]
     if found.__name__ in _UNUSABLE:
