@@ -50,6 +50,13 @@ struct ResolvedUpdate::Scratch {
   Values state[kMaxStates];
 };
 
+/// Copies padded with zeros that stand in for the caller's arrays, which end inside the tile.
+struct ResolvedUpdate::Tail {
+  alignas(64) std::byte gradient[kMostUnitElements * sizeof(float)] = {};
+  alignas(64) std::byte weight[kMostUnitElements * sizeof(float)] = {};
+  alignas(64) std::byte master[kMostUnitElements * sizeof(float)] = {};
+};
+
 ResolvedUpdate::ResolvedUpdate(const ParameterUpdate& update)
     : update_(update),
       transfer_(resolve_transfer(update.gradient_type, update.weight_type, update.master_format)),
@@ -91,7 +98,18 @@ void ResolvedUpdate::run(size_t first, size_t last) const {
   if (whole < last) update_tail(whole, scratch);
 }
 
-void ResolvedUpdate::update_run(const Run& run, Scratch& scratch) const {
+void ResolvedUpdate::inspect(size_t first, size_t last, const Look& look) const {
+  assert(first % unit_elements_ == 0 && last <= update_.elements);
+  const size_t whole = last / unit_elements_ * unit_elements_;
+  Scratch scratch;  // not initialised: a tile is written before it is read
+  const size_t stride = is_in_place_ ? std::max(whole, first + 1) - first : unit_elements_;
+  for (size_t i = first; i < whole; i += stride) look(load(run_at(i, stride), scratch), i, stride);
+  if (whole == last) return;
+  Tail tail;
+  look(load(copy_tail(whole, tail), scratch), whole, last - whole);
+}
+
+RuleTile ResolvedUpdate::load(const Run& run, Scratch& scratch) const {
   const size_t tile_elements = round_up(run.count, kTileElements);
   RuleTile tile = {};
   tile.elements = tile_elements;
@@ -116,7 +134,11 @@ void ResolvedUpdate::update_run(const Run& run, Scratch& scratch) const {
     codecs_[k].decode(state, run.first, count, scratch.state[k].value);
     tile.state[k] = scratch.state[k].value;
   }
+  return tile;
+}
 
+void ResolvedUpdate::update_run(const Run& run, Scratch& scratch) const {
+  const RuleTile tile = load(run, scratch);
   rule_(update_.scalars, tile);
 
   for (size_t k = 0; k < kMaxStates; ++k) {
@@ -126,32 +148,36 @@ void ResolvedUpdate::update_run(const Run& run, Scratch& scratch) const {
                       random(static_cast<uint32_t>(k + 1)), 0, update_.states[k]);
   }
   if (transfer_.store_weight != nullptr) {
-    transfer_.store_weight(tile.weight, tile_elements, random(0), run.first, run.weight,
+    transfer_.store_weight(tile.weight, tile.elements, random(0), run.first, run.weight,
                            run.master);
   }
 }
 
-void ResolvedUpdate::update_tail(size_t first, Scratch& scratch) const {
-  // Copies padded with zeros stand in for the caller's arrays, which end inside the tile.
-  alignas(64) std::byte gradient[kMostUnitElements * sizeof(float)] = {};
-  alignas(64) std::byte weight[kMostUnitElements * sizeof(float)] = {};
-  alignas(64) std::byte master[kMostUnitElements * sizeof(float)] = {};
+ResolvedUpdate::Run ResolvedUpdate::copy_tail(size_t first, Tail& tail) const {
   const size_t count = update_.elements - first;
   const Run user = run_at(first, count);
-  const size_t weight_bytes = count * bytes_of(update_.weight_type);
-  const size_t master_bytes = count * bytes_of(update_.master_format);
-  std::memcpy(gradient, user.gradient, count * bytes_of(update_.gradient_type));
-  std::memcpy(weight, user.weight, weight_bytes);
-  if (user.master != nullptr) std::memcpy(master, user.master, master_bytes);
-  update_run({.first = first,
-              .count = count,
-              .gradient = gradient,
-              .weight = weight,
-              .master = user.master == nullptr ? nullptr : master,
-              .may_alias_state = false},
-             scratch);
-  std::memcpy(user.weight, weight, weight_bytes);
-  if (user.master != nullptr) std::memcpy(user.master, master, master_bytes);
+  std::memcpy(tail.gradient, user.gradient, count * bytes_of(update_.gradient_type));
+  std::memcpy(tail.weight, user.weight, count * bytes_of(update_.weight_type));
+  if (user.master != nullptr) {
+    std::memcpy(tail.master, user.master, count * bytes_of(update_.master_format));
+  }
+  return {.first = first,
+          .count = count,
+          .gradient = tail.gradient,
+          .weight = tail.weight,
+          .master = user.master == nullptr ? nullptr : tail.master,
+          .may_alias_state = false};
+}
+
+void ResolvedUpdate::update_tail(size_t first, Scratch& scratch) const {
+  Tail tail;
+  const Run copy = copy_tail(first, tail);
+  update_run(copy, scratch);
+  const Run user = run_at(first, copy.count);
+  std::memcpy(user.weight, tail.weight, copy.count * bytes_of(update_.weight_type));
+  if (user.master != nullptr) {
+    std::memcpy(user.master, tail.master, copy.count * bytes_of(update_.master_format));
+  }
 }
 
 }  // namespace outboard::cpu

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "cpu_kernels/rule_kernel.h"
 #include "cpu_kernels/transfer.h"
@@ -47,6 +48,12 @@ class ResolvedUpdate {
   /// never change a bit of the result.
   void run(size_t first, size_t last) const;
 
+  /// Shows `look` every tile of [first, last), which is cut as for run(), and stores nothing: the
+  /// index of the tile's first element and how many of its elements exist. A tile may be the
+  /// parameter's own arrays and must not be written to.
+  using Look = std::function<void(const RuleTile& tile, size_t first, size_t count)>;
+  void inspect(size_t first, size_t last, const Look& look) const;
+
   /// Ranges must be cut at multiples of this many elements: one tile, or the longest block of the
   /// state formats.
   [[nodiscard]] size_t unit_elements() const { return unit_elements_; }
@@ -54,8 +61,11 @@ class ResolvedUpdate {
  private:
   struct Run;
   struct Scratch;
+  struct Tail;
+  [[nodiscard]] RuleTile load(const Run& run, Scratch& scratch) const;
   void update_run(const Run& run, Scratch& scratch) const;
   void update_tail(size_t first, Scratch& scratch) const;
+  [[nodiscard]] Run copy_tail(size_t first, Tail& tail) const;
   [[nodiscard]] Run run_at(size_t first, size_t count) const;
   [[nodiscard]] RandomContext random(uint32_t stream) const;
 

@@ -1,8 +1,9 @@
-// Looks up a rule's launcher; expanded from the catalogue.
+// Looks up a rule's launcher, and what it needs; expanded from the catalogue.
 #include <array>
 #include <cstddef>
 
 #include "gpu_kernels/launch.h"
+#include "outboard_rules.h"
 
 namespace outboard::gpu {
 
@@ -13,6 +14,15 @@ RuleLauncher rule_launcher(RuleId rule) {
 #undef OUTBOARD_RULE
   };
   return kLaunchers[static_cast<size_t>(rule)];
+}
+
+bool needs_norms(RuleId rule) {
+  static constexpr std::array<bool, kRuleCount> kAnswers = {
+#define OUTBOARD_RULE(type, stem) NeedsNorms<rules::type>,
+#include "outboard/rules.def"
+#undef OUTBOARD_RULE
+  };
+  return kAnswers[static_cast<size_t>(rule)];
 }
 
 }  // namespace outboard::gpu

@@ -55,7 +55,7 @@ class TableEvent {
   cudaEvent_t event_ = nullptr;
 };
 
-/// Device memory and its pinned image, of one size.
+/// Device memory, and the pinned image of what is uploaded to its beginning.
 class TableMemory {
  public:
   TableMemory() = default;
@@ -63,33 +63,38 @@ class TableMemory {
   TableMemory(const TableMemory&) = delete;
   TableMemory& operator=(const TableMemory&) = delete;
 
-  /// Grows to `bytes` at least. cudaFree waits for the kernels that read the old memory.
-  void reserve(size_t bytes) {
-    if (bytes <= bytes_) return;
+  /// Grows to `uploaded` bytes and `more` behind them on the device, at least. cudaFree waits for
+  /// the kernels that read the old memory.
+  void reserve(size_t uploaded, size_t more) {
+    if (uploaded <= host_bytes_ && uploaded + more <= device_bytes_) return;
     release();
-    const size_t wanted = std::max(bytes + bytes / 2, size_t{4096});
-    check_cuda(cudaMalloc(&device_, wanted), kWho, "cudaMalloc of a launch table");
-    check_cuda(cudaMallocHost(&host_, wanted), kWho, "cudaMallocHost of a launch table");
-    bytes_ = wanted;
+    const size_t host_bytes = std::max(uploaded + uploaded / 2, size_t{4096});
+    const size_t device_bytes = host_bytes + more + more / 2;
+    check_cuda(cudaMalloc(&device_, device_bytes), kWho, "cudaMalloc of a launch table");
+    check_cuda(cudaMallocHost(&host_, host_bytes), kWho, "cudaMallocHost of a launch table");
+    host_bytes_ = host_bytes;
+    device_bytes_ = device_bytes;
   }
   [[nodiscard]] std::byte* device() const { return static_cast<std::byte*>(device_); }
   [[nodiscard]] std::byte* host() const { return static_cast<std::byte*>(host_); }
 
  private:
   void release() {
-    bytes_ = 0;
+    host_bytes_ = device_bytes_ = 0;
     if (device_ != nullptr) cudaFree(std::exchange(device_, nullptr));
     if (host_ != nullptr) cudaFreeHost(std::exchange(host_, nullptr));
   }
 
   void* device_ = nullptr;
   void* host_ = nullptr;
-  size_t bytes_ = 0;
+  size_t host_bytes_ = 0;
+  size_t device_bytes_ = 0;
 };
 
 /// One table with the parameters it was made from.
 struct TableSlot {
   std::vector<DeviceParameter> parameters;
+  bool has_norms = false;  ///< the table has a NormWorkspace
   TableMemory memory;
   DeviceTable table = {};
   TableEvent uploaded;  ///< after the copy that reads the pinned image
@@ -133,6 +138,8 @@ void check_parameter(const LaunchKey& key, const DeviceParameter& parameter, siz
           "has a master or state that is not aligned to 16 bytes; align it");
   require(parameter.element_offset % kTileElements == 0,
           "starts inside a tile of its whole parameter; cut at multiples of 256 elements");
+  require(!needs_norms(key.rule) || parameter.element_offset == 0,
+          "is a piece, and its rule needs the norms of the whole parameter; launch it whole");
   require(reinterpret_cast<uintptr_t>(parameter.gradient) % bytes_of(key.gradient_type) == 0 &&
               reinterpret_cast<uintptr_t>(parameter.weight) % bytes_of(key.weight_type) == 0,
           "has a weight or gradient that is not aligned to its own element size; align it");
@@ -152,7 +159,7 @@ class StepLauncher::Impl {
     for (size_t i = 0; i < parameters.size(); ++i) {
       if (parameters[i].elements > 0) check_parameter(key, parameters[i], i, states);
     }
-    TableSlot& slot = table_for(parameters, states, stream);
+    TableSlot& slot = table_for(parameters, states, needs_norms(key.rule), stream);
     slot.last_use = ++clock_;
     // The copy may have been enqueued on another stream than this launch.
     slot.uploaded.block_stream(stream);
@@ -161,10 +168,10 @@ class StepLauncher::Impl {
   }
 
  private:
-  TableSlot& table_for(std::span<const DeviceParameter> parameters, uint32_t states,
+  TableSlot& table_for(std::span<const DeviceParameter> parameters, uint32_t states, bool has_norms,
                        cudaStream_t stream) {
     for (TableSlot& slot : slots_) {
-      if (slot.parameters.size() == parameters.size() &&
+      if (slot.has_norms == has_norms && slot.parameters.size() == parameters.size() &&
           std::memcmp(slot.parameters.data(), parameters.data(), parameters.size_bytes()) == 0) {
         return slot;
       }
@@ -172,7 +179,7 @@ class StepLauncher::Impl {
     TableSlot& oldest = *std::min_element(
         slots_.begin(), slots_.end(),
         [](const TableSlot& a, const TableSlot& b) { return a.last_use < b.last_use; });
-    upload(oldest, parameters, states, stream);
+    upload(oldest, parameters, states, has_norms, stream);
     return oldest;
   }
 
@@ -180,13 +187,17 @@ class StepLauncher::Impl {
   // kTableSlots tables were sent within one copy's time); the stream waits until the last kernel
   // that reads the device table is done; only then is either overwritten.
   static void upload(TableSlot& slot, std::span<const DeviceParameter> parameters, uint32_t states,
-                     cudaStream_t stream) {
+                     bool has_norms, cudaStream_t stream) {
     slot.parameters.clear();  // whatever fails below, a half-made table is never found again
     slot.uploaded.block_host();
     slot.used.block_stream(stream);
     const size_t blocks = count_blocks(parameters);
     const size_t bytes = parameters.size_bytes() + blocks * sizeof(BlockWork);
-    slot.memory.reserve(bytes);
+    const size_t norms_at = round_up(bytes, alignof(RuleScalars));
+    const size_t sums = blocks * kBlockSegments;
+    const size_t norms_bytes =
+        has_norms ? parameters.size() * sizeof(RuleScalars) + 2 * sums * sizeof(float) : 0;
+    slot.memory.reserve(bytes, norms_at - bytes + norms_bytes);
     std::memcpy(slot.memory.host(), parameters.data(), parameters.size_bytes());
     fill_blocks(parameters, slot.memory.host() + parameters.size_bytes());
     check_cuda(cudaMemcpyAsync(slot.memory.device(), slot.memory.host(), bytes,
@@ -196,8 +207,16 @@ class StepLauncher::Impl {
     slot.table = {.parameters = reinterpret_cast<const DeviceParameter*>(slot.memory.device()),
                   .blocks = reinterpret_cast<const BlockWork*>(slot.memory.device() +
                                                                parameters.size_bytes()),
+                  .norms = {},
                   .block_count = static_cast<uint32_t>(blocks),
                   .state_mask = states};
+    if (has_norms) {
+      slot.table.norms.scalars = reinterpret_cast<RuleScalars*>(slot.memory.device() + norms_at);
+      slot.table.norms.weight_sums =
+          reinterpret_cast<float*>(slot.table.norms.scalars + parameters.size());
+      slot.table.norms.update_sums = slot.table.norms.weight_sums + sums;
+    }
+    slot.has_norms = has_norms;
     slot.parameters.assign(parameters.begin(), parameters.end());
   }
 

@@ -6,6 +6,7 @@
 
 #include "gpu_kernels/cuda_check.h"
 #include "gpu_kernels/gradient_math.h"
+#include "gpu_kernels/segment_sum.cuh"
 #include "quant/device_rounding.cuh"
 #include "quant/device_words.cuh"
 #include "quant/rounding.h"
@@ -13,7 +14,6 @@
 namespace outboard::gpu {
 namespace {
 
-constexpr int kWarpLanes = 32;
 constexpr int kWarpsPerBlock = 8;
 constexpr int kRowElements = 64;  ///< one element for each of the order's 64 lanes, two a thread
 constexpr int kSegmentRows = static_cast<int>(kNormSegmentElements) / kRowElements;
@@ -80,14 +80,7 @@ __device__ __forceinline__ float segment_sum(const void* gradient, uint64_t firs
       odd = exact::fma(pairs[i].value(1), pairs[i].value(1), odd);
     }
   }
-  // Lanes of the order are 2t and 2t + 1 in thread t: its halvings 32, 16, 8, 4, 2 are halvings of
-  // the warp, and its last is within thread 0.
-#pragma unroll
-  for (int distance = kWarpLanes / 2; distance > 0; distance /= 2) {
-    even = exact::add(even, __shfl_down_sync(0xFFFFFFFFu, even, distance));
-    odd = exact::add(odd, __shfl_down_sync(0xFFFFFFFFu, odd, distance));
-  }
-  return exact::add(even, odd);
+  return sum_lanes(even, odd);
 }
 
 template <DType kType>

@@ -16,25 +16,41 @@ inline constexpr uint64_t kBlockElements = 8192;
 /// Byte alignment that masters and state arrays need. Weights and gradients need none.
 inline constexpr uint64_t kStateAlignment = 16;
 
+/// Segments of one thread block.
+inline constexpr uint64_t kBlockSegments = kBlockElements / kNormSegmentElements;
+static_assert(kBlockSegments * kNormSegmentElements == kBlockElements);
+
 /// What one thread block does: elements [part * kBlockElements, + kBlockElements) of a parameter.
 struct BlockWork {
   uint32_t parameter;
   uint32_t part;
 };
 
+/// Where the passes of a rule that needs norms hand on what they found; null for other rules.
+struct NormWorkspace {
+  float* weight_sums;    ///< kBlockSegments for each block of the launch
+  float* update_sums;    ///< likewise
+  RuleScalars* scalars;  ///< one for each parameter
+};
+
 /// A launch table in device memory.
 struct DeviceTable {
   const DeviceParameter* parameters;
   const BlockWork* blocks;
+  NormWorkspace norms;
   uint32_t block_count;
   uint32_t state_mask;  ///< bit s: state s exists (in every parameter alike)
 };
 
-/// Enqueues one kernel over `table` on `stream`. Throws Error(kDevice) when the launch fails.
+/// Enqueues the kernel over `table` on `stream` (before it, for a rule that needs norms, those that
+/// measure). Throws Error(kDevice) when the launch fails.
 using RuleLauncher = void (*)(const LaunchKey& key, const DeviceTable& table, StreamHandle stream);
 
 /// The launcher of `rule`.
 [[nodiscard]] RuleLauncher rule_launcher(RuleId rule);
+
+/// Whether the launcher of `rule` needs a NormWorkspace.
+[[nodiscard]] bool needs_norms(RuleId rule);
 
 // launch_<stem>(), defined in rules/<stem>.cu.
 #define OUTBOARD_RULE(type, stem) \

@@ -30,7 +30,8 @@ struct DeviceParameter {
   std::array<void*, kMaxStates> codes = {};
   std::array<float*, kMaxStates> scales = {};
   uint64_t elements = 0;
-  /// Index of element 0 in the whole parameter, for the generator; a multiple of kTileElements.
+  /// Index of element 0 in the whole parameter, for the generator; a multiple of kTileElements. 0
+  /// for a rule that needs norms, which are those of what is launched.
   uint64_t element_offset = 0;
   RandomKey random_key;
 };
@@ -59,11 +60,12 @@ class StepLauncher {
   StepLauncher(const StepLauncher&) = delete;
   StepLauncher& operator=(const StepLauncher&) = delete;
 
-  /// Enqueues one kernel on `stream` that updates every parameter of `parameters`, and returns
-  /// without waiting (a table that outgrows its memory is the exception: its replacement waits for
-  /// the device). The parameters' memory must stay valid until the kernel has run. Parameters of
-  /// zero elements are skipped. Throws Error(kValue) for a parameter or key that breaks the rules
-  /// above, Error(kDevice) when a CUDA call fails; in both cases nothing was launched.
+  /// Enqueues one kernel on `stream` that updates every parameter of `parameters` (for a rule that
+  /// needs norms three: measure, form ratios, update), and returns without waiting (a table that
+  /// outgrows its memory is the exception: its replacement waits for the device). The parameters'
+  /// memory must stay valid until the kernel has run. Parameters of zero elements are skipped.
+  /// Throws Error(kValue) for a parameter or key that breaks the rules above, Error(kDevice) when a
+  /// CUDA call fails; in both cases nothing is updated.
   void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
               StreamHandle stream);
 

@@ -65,6 +65,14 @@ GradientOnHost GradientIntake::piece(const Parameter& parameter, size_t first) c
   return GradientOnHost(parameter.arrived[first / chunk_elements_]);
 }
 
+std::vector<GradientOnHost> GradientIntake::pieces(const Parameter& parameter) const {
+  std::vector<GradientOnHost> all;
+  for (size_t first = 0; first < parameter.spec.elements; first += chunk_elements_) {
+    all.push_back(piece(parameter, first));
+  }
+  return all;
+}
+
 EventPtr GradientIntake::read_values(const std::vector<Value>& values, const EventPtr& ready) {
   // Order: sums are written by kernels on the compute stream; `ready` is behind all of them.
   down_->wait(ready);

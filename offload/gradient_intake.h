@@ -59,6 +59,8 @@ class GradientIntake {
   /// The piece of the gradient that starts at element `first` (a multiple of the plan's
   /// chunk_elements).
   [[nodiscard]] GradientOnHost piece(const Parameter& parameter, size_t first) const;
+  /// All of them.
+  [[nodiscard]] std::vector<GradientOnHost> pieces(const Parameter& parameter) const;
 
   /// Copies segment sums and single values down, after everything that `stream` was given. Returns
   /// the event after which they may be read.

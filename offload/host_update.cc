@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "cpu_kernels/gradient_math.h"
+#include "cpu_kernels/measure.h"
 #include "cpu_kernels/step.h"
 #include "offload/stopwatch.h"
 
@@ -15,11 +16,10 @@ const std::byte* at(const void* array, DType type, size_t element) {
   return static_cast<const std::byte*>(array) + element * bytes_of(type);
 }
 
-cpu::ParameterUpdate update_of(const PieceUpdate& piece) {
-  const Parameter& parameter = *piece.parameter;
+cpu::ParameterUpdate update_of(const Parameter& parameter, const RuleScalars& scalars) {
   const ParameterSpec& spec = parameter.spec;
   return {.rule = *spec.rule,
-          .scalars = piece.scalars,
+          .scalars = scalars,
           .elements = spec.elements,
           .gradient = parameter.gradient(),
           .gradient_type = parameter.gradient_type(),
@@ -69,6 +69,25 @@ void HostUpdate::sum_of_squares(Parameter& parameter) {
   });
 }
 
+void HostUpdate::measure(const std::vector<WholeGradient>& gradients) {
+  {
+    const Stopwatch watch(times_.waiting);
+    for (const WholeGradient& gradient : gradients) {
+      for (const GradientOnHost& piece : gradient.pieces) piece.wait();
+    }
+  }
+  const Stopwatch watch(times_.updating);
+  std::vector<cpu::ParameterNorms> norms;
+  std::vector<size_t> lengths;
+  for (const WholeGradient& gradient : gradients) {
+    norms.emplace_back(update_of(*gradient.parameter, gradient.parameter->scalars));
+    lengths.push_back(gradient.parameter->spec.elements);
+  }
+  arena_.run_many(lengths, kGrainElements,
+                  [&](size_t i, size_t first, size_t last) { norms[i].run(first, last); });
+  for (size_t i = 0; i < norms.size(); ++i) gradients[i].parameter->scalars = norms[i].scalars();
+}
+
 UpdatedWeight HostUpdate::update(const std::vector<PieceUpdate>& pieces) {
   std::vector<UpdatedWeight::Piece> updated;
   std::vector<cpu::ResolvedUpdate> updates;
@@ -81,7 +100,7 @@ UpdatedWeight HostUpdate::update(const std::vector<PieceUpdate>& pieces) {
       // now would send a mixture of two steps.
       const EventPtr& returned = piece.parameter->returned[piece.index];
       if (returned != nullptr) returned->synchronize();
-      updates.emplace_back(update_of(piece));
+      updates.emplace_back(update_of(*piece.parameter, piece.scalars));
       lengths.push_back(piece.last - piece.first);
       updated.push_back({piece.parameter, piece.index, piece.first, piece.last});
     }

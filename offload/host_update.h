@@ -25,6 +25,12 @@ struct PieceUpdate {
   RuleScalars scalars;
 };
 
+/// A parameter whose rule needs norms, with every piece of its gradient.
+struct WholeGradient {
+  Parameter* parameter;
+  std::vector<GradientOnHost> pieces;
+};
+
 /// Proof that the host images of these pieces hold new weights; only HostUpdate makes one. Stage 3
 /// accepts nothing else.
 class UpdatedWeight {
@@ -60,6 +66,10 @@ class HostUpdate {
 
   /// Sums of squares of a gradient in host memory.
   void sum_of_squares(Parameter& parameter);
+
+  /// The first pass of rules that need norms: waits for the whole gradients, then replaces each
+  /// parameter's scalars by those that its norms give. Comes before the first update() of a piece.
+  void measure(const std::vector<WholeGradient>& gradients);
 
   /// Waits for the gradients, then updates master, state and host image of every piece.
   [[nodiscard]] UpdatedWeight update(const std::vector<PieceUpdate>& pieces);

@@ -43,6 +43,7 @@ struct Parameter {
 
   // Progress.
   int64_t step = 0;
+  RuleScalars scalars;  ///< of the update under way, the same for all pieces
   bool keeps_loaded_master =
       false;  ///< a loaded low half belongs to weights that may be loaded after it
 

@@ -230,16 +230,31 @@ RuleScalars Pipeline::scalars(const Parameter& parameter, const StepRequest& req
                decision_.gradient_scale);
 }
 
+void Pipeline::prepare(const Chunk& chunk, const StepRequest& request) {
+  std::vector<WholeGradient> measured;
+  for (const Piece& piece : chunk.pieces) {
+    Parameter& parameter = *parameters_[piece.parameter];
+    if (piece.first > 0 || !parameter.has_gradient()) continue;
+    parameter.scalars = scalars(parameter, request);
+    if (rule_info(*parameter.spec.rule).with_norms == nullptr) continue;
+    measured.push_back({&parameter, intake_.pieces(parameter)});
+  }
+  // Order: chunks hold a parameter's pieces from its first element on, so its norms are those of
+  // weights of which none has been updated yet.
+  if (!measured.empty()) update_.measure(measured);
+}
+
 void Pipeline::update_host(const StepRequest& request) {
   try {
     weight_return_.begin(backward_done_);
     for (const Chunk& chunk : chunks_) {
+      prepare(chunk, request);
       std::vector<PieceUpdate> pieces;
       for (const Piece& piece : chunk.pieces) {
         Parameter& parameter = *parameters_[piece.parameter];
         if (!parameter.has_gradient()) continue;
         pieces.push_back({&parameter, piece.first / chunk_elements_, piece.first, piece.last,
-                          intake_.piece(parameter, piece.first), scalars(parameter, request)});
+                          intake_.piece(parameter, piece.first), parameter.scalars});
       }
       if (!pieces.empty()) weight_return_.send(update_.update(pieces));
     }

@@ -73,6 +73,8 @@ class Pipeline {
   static void clear_gradient(Parameter& parameter);
   void start_updates(const StepRequest& request, ComputeStream stream);
   void update_host(const StepRequest& request);
+  /// Forms the scalars of every parameter that begins in `chunk`; its later pieces find them there.
+  void prepare(const Chunk& chunk, const StepRequest& request);
   void update_resident(const StepRequest& request, ComputeStream stream);
   void end_step();
   /// Returns when neither the driver nor a copy is under way.

@@ -178,9 +178,7 @@ void Pipeline::wait_gradient(Parameter& parameter) {
   for (const EventPtr& returned : parameter.returned) {
     if (returned != nullptr) returned->synchronize();
   }
-  for (size_t first = 0; first < parameter.spec.elements; first += chunk_elements_) {
-    intake_.piece(parameter, first).wait();
-  }
+  for (const GradientOnHost& piece : intake_.pieces(parameter)) piece.wait();
 }
 
 }  // namespace outboard

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu_kernels/gradient_math.h"
+#include "cpu_kernels/measure.h"
 #include "cpu_kernels/step.h"
 #include "offload/simulated_stream.h"
 #include "outboard/device.h"
@@ -108,7 +109,7 @@ class SimulatedQueue final : public CopyQueue {
   SimulatedStream stream_;  // last: its thread ends before the rest goes
 };
 
-cpu::ResolvedUpdate resolve(const ResidentUpdate& update) {
+cpu::ParameterUpdate update_of(const ResidentUpdate& update) {
   cpu::ParameterUpdate parameter{
       .rule = update.rule,
       .scalars = update.scalars,
@@ -128,7 +129,16 @@ cpu::ResolvedUpdate resolve(const ResidentUpdate& update) {
                            .scales = update.scales[i],
                            .block_elements = update.formats[i].block_elements};
   }
-  return cpu::ResolvedUpdate(parameter);
+  return parameter;
+}
+
+void run_whole(cpu::ParameterUpdate update) {
+  if (rule_info(update.rule).with_norms != nullptr) {
+    cpu::ParameterNorms norms(update);
+    norms.run(0, update.elements);
+    update.scalars = norms.scalars();
+  }
+  cpu::ResolvedUpdate(update).run(0, update.elements);
 }
 
 class Fake final : public SimulatedDevice {
@@ -186,9 +196,7 @@ class Fake final : public SimulatedDevice {
   void update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) override {
     for (const ResidentUpdate& update : updates) {
       if (update.elements == 0) continue;
-      submit(stream, [resolved = resolve(update), elements = update.elements] {
-        resolved.run(0, elements);
-      });
+      submit(stream, [whole = update_of(update)] { run_whole(whole); });
     }
   }
 

@@ -13,6 +13,7 @@
 #include "cpu_kernels/step.h"
 #include "tests/offload/support/outcome.h"
 #include "tests/offload/support/trial.h"
+#include "tests/support/reference_norms.h"
 
 namespace outboard::testing {
 
@@ -186,6 +187,7 @@ class PlainTrainer {
         .random_key = random_key(trial_.seed, static_cast<uint64_t>(&parameter - &parameters_[0])),
         .step = static_cast<uint32_t>(parameter.step)};
     for (size_t k = 0; k < kMaxStates; ++k) update.states[k] = array_of(parameter, k);
+    update.scalars = reference_scalars(update);
     cpu::ResolvedUpdate(update).run(0, update.elements);
   }
 

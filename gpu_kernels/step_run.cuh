@@ -1,0 +1,236 @@
+// What the kernels of a step share: element types and formats as compile-time choices, the launch's
+// arguments, and how a lane fetches and decodes a run of one parameter. Nothing is updated here.
+#ifndef OUTBOARD_GPU_KERNELS_STEP_RUN_CUH_
+#define OUTBOARD_GPU_KERNELS_STEP_RUN_CUH_
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstdint>
+#include <type_traits>
+
+#include "gpu_kernels/launch.h"
+#include "gpu_kernels/model_access.cuh"
+#include "gpu_kernels/segment_sum.cuh"
+#include "outboard_device_codecs.cuh"  // generated from formats.def: the codec of every format
+
+namespace outboard::gpu {
+
+inline constexpr int kBlockThreads = 256;
+
+/// Element types fixed at compile time: the code for every other type folds away.
+template <DType kGradient, DType kWeight, MasterFormat kMaster>
+struct FixedTypes {
+  static constexpr LaunchTypes kTypes{kGradient, kWeight, kMaster};
+  static constexpr bool kIsFixed = true;
+  static constexpr bool kAreNarrow =
+      kGradient != DType::kF32 && kWeight != DType::kF32 && kMaster != MasterFormat::kF32;
+  static bool match(const LaunchTypes& types) { return types == kTypes; }
+  static __device__ __forceinline__ constexpr LaunchTypes of(const LaunchTypes&) { return kTypes; }
+};
+
+/// Element types read at run time; every branch is uniform over the launch.
+struct AnyTypes {
+  static constexpr bool kIsFixed = false;
+  static constexpr bool kAreNarrow = false;
+  static bool match(const LaunchTypes&) { return true; }
+  static __device__ __forceinline__ LaunchTypes of(const LaunchTypes& types) { return types; }
+};
+
+/// The device codec of a format: CodecOf<Format::kF32>::type is quant::device::F32.
+template <Format>
+struct CodecOf;
+#define OUTBOARD_FORMAT(codec, stem)   \
+  template <>                          \
+  struct CodecOf<Format::k##codec> {   \
+    using type = quant::device::codec; \
+  };
+#include "outboard/formats.def"
+#undef OUTBOARD_FORMAT
+
+/// State formats fixed at compile time: one for signed states, one for the others.
+template <Format kSigned, Format kUnsigned>
+struct FixedFormats {
+  static constexpr bool kAreNarrow = kSigned != Format::kF32 && kUnsigned != Format::kF32;
+  static constexpr bool kHasBlocks =
+      CodecOf<kSigned>::type::kHasBlocks || CodecOf<kUnsigned>::type::kHasBlocks;
+  static constexpr bool match(bool is_signed, Format format) {
+    return format == (is_signed ? kSigned : kUnsigned);
+  }
+  /// Calls `action` with the codec of a state.
+  template <class Action>
+  static __device__ __forceinline__ void with_codec(bool is_signed, Format, const Action& action) {
+    if (is_signed) {
+      action(typename CodecOf<kSigned>::type{});
+    } else {
+      action(typename CodecOf<kUnsigned>::type{});
+    }
+  }
+};
+
+/// A codec that looks its format up at run time. Its functions are not inlined: one copy of every
+/// codec serves all states and all element types of a rule, which keeps the build short.
+struct AnyCodec {
+  Format format;
+
+  template <class Action>
+  __device__ __forceinline__ void dispatch(const Action& action) const {
+    switch (format) {
+#define OUTBOARD_FORMAT(type, stem) \
+  case Format::k##type:             \
+    action(quant::device::type{});  \
+    break;
+#include "outboard/formats.def"
+#undef OUTBOARD_FORMAT
+    }
+  }
+  template <int kRun>
+  __device__ __noinline__ void load(const device::DeviceStateArray& array, uint64_t first,
+                                    uint32_t* words) const {
+    dispatch([&](auto codec) { codec.template load<kRun>(array, first, words); });
+  }
+  template <int kRun>
+  __device__ __noinline__ void decode(const device::DeviceStateArray& array, uint64_t first,
+                                      const uint32_t* words, float* values) const {
+    dispatch([&](auto codec) { codec.template decode<kRun>(array, first, words, values); });
+  }
+  template <int kRun>
+  __device__ __noinline__ void store(const device::DeviceStateArray& array, uint64_t first,
+                                     const float* values, const device::RandomRun& random) const {
+    dispatch([&](auto codec) { codec.template store<kRun>(array, first, values, random); });
+  }
+};
+
+/// State formats read at run time.
+struct AnyFormats {
+  static constexpr bool kAreNarrow = true;
+  static constexpr bool kHasBlocks = true;
+  static constexpr bool match(bool, Format) { return true; }
+  template <class Action>
+  static __device__ __forceinline__ void with_codec(bool, Format format, const Action& action) {
+    action(AnyCodec{format});
+  }
+};
+
+/// A rule's states as constants that device code can use.
+template <class Rule>
+struct RuleStates {
+  static constexpr int kCount = static_cast<int>(Rule::kStates.size());
+  static_assert(kCount <= static_cast<int>(kMaxStates));
+  static constexpr int kSlots = kCount > 0 ? kCount : 1;
+
+  template <class Claim>
+  static constexpr uint32_t mask(Claim claim) {
+    uint32_t bits = 0;
+    for (int s = 0; s < kCount; ++s) bits |= claim(Rule::kStates[s]) ? 1u << s : 0u;
+    return bits;
+  }
+  static constexpr uint32_t kSigned = mask([](const StateInfo& state) { return state.is_signed; });
+  static constexpr uint32_t kAlways =
+      mask([](const StateInfo& state) { return state.needed_by < 0; });
+};
+
+/// Everything a launch needs, by value in constant memory.
+template <class Rule>
+struct StepArguments {
+  typename Rule::template Scalars<float> scalars;
+  DeviceTable table;
+  LaunchTypes types;
+  std::array<StateFormat, kMaxStates> formats;
+  uint32_t step;
+  uint32_t unit_elements;  ///< of the longest blocks, at least a tile
+};
+
+/// The state arrays of one parameter of a launch.
+template <class Rule, class Formats>
+struct StateAccess {
+  using States = RuleStates<Rule>;
+  const StepArguments<Rule>& arguments;
+  const DeviceParameter& parameter;
+
+  __device__ __forceinline__ bool exists(int s) const {
+    return ((States::kAlways >> s) & 1) != 0 || ((arguments.table.state_mask >> s) & 1) != 0;
+  }
+  [[nodiscard]] __device__ __forceinline__ device::DeviceStateArray array(int s) const {
+    return {parameter.codes[s], parameter.scales[s], arguments.formats[s].block_elements};
+  }
+  /// Calls `action` with the codec of state `s`.
+  template <class Action>
+  __device__ __forceinline__ void with_codec(int s, const Action& action) const {
+    Formats::with_codec(((States::kSigned >> s) & 1) != 0, arguments.formats[s].format, action);
+  }
+};
+
+/// The fp32 values of a lane's run: what a rule reads and writes.
+template <class Rule, int kRun>
+struct RunValues {
+  float gradient[kRun];
+  float weight[kRun];
+  float state[RuleStates<Rule>::kSlots][kRun] = {};
+};
+
+/// Fetches and decodes a run: all loads first, so that they overlap. `weight` keeps what a store
+/// needs.
+template <class Rule, class Types, class Formats, int kRun, bool kWhole>
+__device__ __forceinline__ void load_values(const LaunchTypes& types,
+                                            const StateAccess<Rule, Formats>& states, Run run,
+                                            WeightRun<kRun, kWhole>& weight,
+                                            RunValues<Rule, kRun>& values) {
+  using States = RuleStates<Rule>;
+  const DeviceParameter& parameter = states.parameter;
+  uint32_t gradient_words[kRun];
+  uint32_t state_words[States::kSlots][kRun];
+  load_run<kRun, kWhole>(types.gradient, parameter.gradient, run, gradient_words);
+  weight.load(types, parameter.weight, parameter.master, run);
+#pragma unroll
+  for (int s = 0; s < States::kCount; ++s) {
+    if (!states.exists(s)) continue;
+    states.with_codec(s, [&](auto codec) {
+      codec.template load<kRun>(states.array(s), run.first, state_words[s]);
+    });
+  }
+  widen<kRun>(types.gradient, gradient_words, values.gradient);
+  weight.decode(types, values.weight);
+#pragma unroll
+  for (int s = 0; s < States::kCount; ++s) {
+    if (!states.exists(s)) continue;
+    states.with_codec(s, [&](auto codec) {
+      codec.template decode<kRun>(states.array(s), run.first, state_words[s], values.state[s]);
+    });
+  }
+}
+
+/// Deals elements [begin, limit) of a parameter, up to its padded end, to the block's lanes: calls
+/// `action` with std::true_type and a run that exists and is aligned, or with std::false_type and
+/// one that may end early. All lanes of a warp take the same way.
+template <class Rule, class Types, int kRun, class Action>
+__device__ __forceinline__ void for_each_run(const StepArguments<Rule>& arguments,
+                                             const DeviceParameter& parameter, uint64_t begin,
+                                             uint64_t limit, const Action& action) {
+  const LaunchTypes types = Types::of(arguments.types);
+  const uint64_t misalignment =
+      reinterpret_cast<uint64_t>(parameter.gradient) % (kRun * bytes_of(types.gradient)) % 16 +
+      reinterpret_cast<uint64_t>(parameter.weight) % (kRun * bytes_of(types.weight)) % 16;
+  const uint64_t whole_elements = misalignment == 0 ? parameter.elements : 0;
+
+  constexpr uint64_t kWarpElements = kWarpLanes * kRun;
+  const uint64_t unit = arguments.unit_elements;
+  const uint64_t padded = (parameter.elements + unit - 1) / unit * unit;
+  const uint64_t end = limit < padded ? limit : padded;
+  const uint64_t warp = threadIdx.x / kWarpLanes;
+  const uint64_t lane = threadIdx.x % kWarpLanes;
+  for (uint64_t strip = begin + warp * kWarpElements; strip < end; strip += kBlockThreads * kRun) {
+    Run run{strip + lane * kRun, kRun};
+    if (strip + kWarpElements <= whole_elements) {
+      action(std::true_type{}, run);
+    } else {
+      const int64_t left = static_cast<int64_t>(parameter.elements - run.first);
+      run.count = left < kRun ? static_cast<int>(left < 0 ? 0 : left) : kRun;
+      action(std::false_type{}, run);
+    }
+  }
+}
+
+}  // namespace outboard::gpu
+
+#endif  // OUTBOARD_GPU_KERNELS_STEP_RUN_CUH_
