@@ -125,32 +125,39 @@ HWY_INLINE void encode_run(const float* in, size_t count, float scale, const uin
   }
 }
 
+/// Encodes one tile, all of whose elements count. `random16` is null for formats that round to
+/// nearest.
+template <class Definition, class Encoder>
+HWY_INLINE void encode_tile(const float* in, size_t first, const uint16_t* random16,
+                            const StateArray& array) {
+  auto* bytes = static_cast<uint8_t*>(array.codes);
+  const size_t block = array.block_elements;
+  const size_t run = std::min(block, kTileElements);
+  HWY_ALIGN uint8_t unpacked[kTileElements];
+  for (size_t i = 0; i < kTileElements; i += run) {
+    float& scale = array.scales[(first + i) / block];
+    if ((first + i) % block == 0) scale = Definition::scale(largest_magnitude(in + i, block));
+    uint8_t* codes = bytes + (first + i) * Definition::kCodeBits / 8;
+    uint8_t* target = Definition::kCodeBits == 4 ? unpacked : codes;
+    const uint16_t* draws = random16 == nullptr ? nullptr : random16 + i;
+    encode_run<Definition, Encoder>(in + i, run, scale, draws, target);
+    if constexpr (Definition::kCodeBits == 4) {
+      pack_nibbles(Definition::kNibbleOrder, unpacked, run, codes);
+    }
+  }
+}
+
 /// Encodes whole units, all of whose elements count.
 template <class Definition, class Encoder>
 HWY_INLINE void encode_units(const float* in, size_t first, size_t count,
                              const RandomContext& random, uint64_t element_offset,
                              const StateArray& array) {
-  auto* bytes = static_cast<uint8_t*>(array.codes);
-  const size_t block = array.block_elements;
-  const size_t run = std::min(block, kTileElements);
-  HWY_ALIGN uint8_t unpacked[kTileElements];
   for (size_t tile = 0; tile < count; tile += kTileElements) {
-    const uint16_t* draws = nullptr;
     if constexpr (Definition::kIsStochastic) {
-      draws = RandomTile(random, element_offset + first + tile).halfwords();
-    }
-    for (size_t i = tile; i < tile + kTileElements; i += run) {
-      float& scale = array.scales[(first + i) / block];
-      if ((first + i) % block == 0) {
-        scale = Definition::scale(largest_magnitude(in + i, block));
-      }
-      uint8_t* codes = bytes + (first + i) * Definition::kCodeBits / 8;
-      uint8_t* target = Definition::kCodeBits == 4 ? unpacked : codes;
-      encode_run<Definition, Encoder>(in + i, run, scale,
-                                      draws == nullptr ? nullptr : draws + (i - tile), target);
-      if constexpr (Definition::kCodeBits == 4) {
-        pack_nibbles(Definition::kNibbleOrder, unpacked, run, codes);
-      }
+      const RandomTile draws(random, element_offset + first + tile);
+      encode_tile<Definition, Encoder>(in + tile, first + tile, draws.halfwords(), array);
+    } else {
+      encode_tile<Definition, Encoder>(in + tile, first + tile, nullptr, array);
     }
   }
 }
