@@ -11,6 +11,7 @@
 #include "quant/block_codec-inl.h"
 #include "quant/companding-inl.h"
 #include "quant/dispatch.h"
+#include "quant/root8-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
@@ -25,17 +26,6 @@ struct Root8Encoder {
     const auto exists = hn::Gt(value, hn::Zero(FloatTag()));
     const auto least = hn::IfThenElseZero(hn::RebindMask(ds, exists), hn::Set(ds, 1));
     return hn::BitCast(BitsTag(), hn::Max(hn::BitCast(ds, index), least));
-  }
-};
-
-struct Root8Decoder {
-  FloatVec unit;
-  HWY_INLINE explicit Root8Decoder(float scale)
-      : unit(hn::Set(FloatTag(), Root8::Decoder(scale).unit)) {}
-  HWY_INLINE FloatVec operator()(BitsVec code) const {
-    const auto index = hn::ConvertTo(FloatTag(), hn::BitCast(SignedTag(), code));
-    const FloatVec root = hn::Mul(hn::Mul(index, index), unit);
-    return hn::Mul(root, root);
   }
 };
 
