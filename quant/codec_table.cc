@@ -48,6 +48,8 @@ constexpr std::array kNamedFormats{
     NamedFormats{"fp32", Format::kF32, Format::kF32},
     NamedFormats{"bf16", Format::kBF16, Format::kBF16Stochastic},
     NamedFormats{"8bit", Format::kSym8, Format::kRoot8},
+    NamedFormats{"dynamic8", Format::kDynamic8Signed, Format::kDynamic8Unsigned},
+    NamedFormats{"dynamic8-2048", Format::kDynamic8Signed, Format::kDynamic8Unsigned, 2048},
 };
 
 constexpr auto kNames = [] {
