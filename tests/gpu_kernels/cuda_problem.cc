@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "cpu_kernels/measure.h"
 #include "cpu_kernels/step.h"
 #include "quant/codec.h"
 #include "quant/random.h"
@@ -210,6 +211,11 @@ void Problem::step_on_cpu(int64_t step) {
     }
     update.random_key = random_key(kSeed, p);
     update.step = static_cast<uint32_t>(step);
+    if (rule_info(update.rule).with_norms != nullptr) {
+      cpu::ParameterNorms norms(update);
+      norms.run(0, update.elements);
+      update.scalars = norms.scalars();
+    }
     cpu::ResolvedUpdate(update).run(0, update.elements);
   }
 }

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gpu_kernels/step.h"
@@ -69,6 +70,12 @@ class Problem {
   /// Parameters are cut into pieces of `piece_elements` (0: not cut), all updated by one launch.
   void step_on_gpu(gpu::StepLauncher& launcher, int64_t step, size_t piece_elements = 0,
                    gpu::StreamHandle stream = nullptr);
+
+  /// Goes on with another rule, which has the same states.
+  void use_rule(RuleId rule, std::vector<double> hyper) {
+    combination_.rule = rule;
+    combination_.hyper = std::move(hyper);
+  }
 
   /// New gradients, on both sides.
   void refresh_gradients(uint64_t seed);

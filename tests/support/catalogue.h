@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <tuple>
+#include <type_traits>
 
 #include "outboard/rule.h"
 #include "outboard/state_format.h"
@@ -23,6 +25,25 @@ using AllRules = WithoutFirst<void
 #include "outboard/rules.def"
 #undef OUTBOARD_RULE
                               >::type;
+
+template <class Kept, class... Rules>
+struct KeepNormRules;
+template <class... Kept>
+struct KeepNormRules<std::tuple<Kept...>> {
+  using type = ::testing::Types<Kept...>;
+};
+template <class... Kept, class First, class... Rest>
+struct KeepNormRules<std::tuple<Kept...>, First, Rest...>
+    : KeepNormRules<std::conditional_t<NeedsNorms<First>, std::tuple<Kept..., First>,
+                                       std::tuple<Kept...>>,
+                    Rest...> {};
+
+/// The rules that need norms of whole parameters.
+using NormRules = KeepNormRules<std::tuple<>
+#define OUTBOARD_RULE(type, stem) , rules::type
+#include "outboard/rules.def"
+#undef OUTBOARD_RULE
+                                >::type;
 
 using AllFormats = WithoutFirst<void
 #define OUTBOARD_FORMAT(type, stem) , quant::type
