@@ -128,6 +128,7 @@ struct Trial {
       if (parameter.is_flag) value = static_cast<double>(draw(12, group, i) % 2);
       if (parameter.key == "lr") value = 0.002 * (1 + step % 3) * (1 + group);
       if (parameter.key == "weight_decay") value = 0.01 * step;
+      if (parameter.key == "max_unorm") value = group == 0 ? 0 : 0.01;
       if (parameter.key == "momentum") value = draw(13, group, i) % 3 == 0 ? 0 : 0.9;
       plain.push_back(parameter.key == "lr" ? value : parameter.default_value);
       values.push_back(value);
