@@ -1,4 +1,4 @@
-// Device time of the fused AdamW step on the shapes of a GPT of 1.3e9 parameters, and of the sums
+// Device time of the fused step on the shapes of a GPT of 1.3e9 parameters, and of the sums
 // of squares of its gradients, beside a device copy in the same run. One JSON line per case.
 // Contents are random: kernels can run faster on zeros. Results are proved by the tests, not here.
 #include <cuda_runtime_api.h>
@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -53,11 +54,13 @@ size_t total(const std::vector<size_t>& sizes) {
 /// Device memory that holds one array of every parameter, each at the alignment of an allocator.
 class DeviceArrays {
  public:
-  DeviceArrays(const std::vector<size_t>& sizes, size_t element_bytes) {
+  DeviceArrays(const std::vector<size_t>& sizes, size_t element_bytes)
+      : DeviceArrays(sizes, [&](size_t size) { return padded_elements(size) * element_bytes; }) {}
+  DeviceArrays(const std::vector<size_t>& sizes, const std::function<size_t(size_t)>& bytes_of) {
     size_t bytes = 0;
     for (const size_t size : sizes) {
       offsets_.push_back(bytes);
-      bytes += round_up(padded_elements(size) * element_bytes, 512);
+      bytes += round_up(bytes_of(size), 512);
     }
     bytes_ = bytes;
     check(cudaMalloc(&data_, std::max<size_t>(bytes, 1)), "cudaMalloc");
@@ -68,6 +71,12 @@ class DeviceArrays {
 
   [[nodiscard]] void* at(size_t parameter) const {
     return static_cast<std::byte*>(data_) + offsets_[parameter];
+  }
+
+  void fill_with_random_bytes(uint64_t seed) {
+    std::vector<uint64_t> pattern(size_t{1} << 20);
+    for (size_t i = 0; i < pattern.size(); ++i) pattern[i] = splitmix64(seed + i);
+    repeat(pattern.data(), pattern.size() * sizeof(uint64_t));
   }
 
   /// Random values of `magnitude`, as `type`; a pattern of 4 Mi elements, repeated.
@@ -82,14 +91,18 @@ class DeviceArrays {
       std::memcpy(&pattern[i * bytes_of(type)],
                   type == DType::kF32 ? static_cast<const void*>(&value) : &half, bytes_of(type));
     }
-    for (size_t first = 0; first < bytes_; first += pattern.size()) {
-      check(cudaMemcpy(static_cast<std::byte*>(data_) + first, pattern.data(),
-                       std::min(pattern.size(), bytes_ - first), cudaMemcpyHostToDevice),
+    repeat(pattern.data(), pattern.size());
+  }
+
+ private:
+  void repeat(const void* pattern, size_t pattern_bytes) {
+    for (size_t first = 0; first < bytes_; first += pattern_bytes) {
+      check(cudaMemcpy(static_cast<std::byte*>(data_) + first, pattern,
+                       std::min(pattern_bytes, bytes_ - first), cudaMemcpyHostToDevice),
             "cudaMemcpy");
     }
   }
 
- private:
   void* data_ = nullptr;
   size_t bytes_ = 0;
   std::vector<size_t> offsets_;
@@ -158,54 +171,96 @@ constexpr std::array kStepCases{
     StepCase{"bf16 weight, split master", DType::kBF16, MasterFormat::kSplit},
     StepCase{"bf16 weight, stochastic rounding", DType::kBF16, MasterFormat::kStochastic}};
 
-gpu::LaunchKey adamw_key(const StepCase& step_case, StateFormats formats) {
-  const RuleInfo& rule = rule_named("AdamW");
+/// The states of all parameters of one step, filled with plausible contents.
+class DeviceStates {
+ public:
+  DeviceStates(const std::vector<size_t>& sizes, StateFormat format, bool is_signed, uint64_t seed)
+      : format_(format),
+        codes_(sizes, [&](size_t size) { return format.code_bytes(size); }),
+        scales_(sizes, [&](size_t size) { return format.scale_count(size) * sizeof(float); }) {
+    const size_t bits = format_info(format.format).code_bits;
+    const float magnitude = is_signed ? 1e-4f : 1e-7f;
+    if (bits < 16) {
+      codes_.fill_with_random_bytes(seed);
+    } else {
+      codes_.fill(bits == 32 ? DType::kF32 : DType::kBF16, magnitude, is_signed, seed);
+    }
+    scales_.fill(DType::kF32, magnitude, false, seed + 1);
+  }
+  [[nodiscard]] void* codes(size_t parameter) const { return codes_.at(parameter); }
+  [[nodiscard]] float* scales(size_t parameter) const {
+    return static_cast<float*>(scales_.at(parameter));
+  }
+  [[nodiscard]] double bytes_per_element() const {
+    const double scale =
+        format_.block_elements == 0 ? 0 : 4.0 / static_cast<double>(format_.block_elements);
+    return static_cast<double>(format_info(format_.format).code_bits) / 8 + scale;
+  }
+
+ private:
+  StateFormat format_;
+  DeviceArrays codes_;
+  DeviceArrays scales_;
+};
+
+gpu::LaunchKey launch_key(const RuleInfo& rule, const StepCase& step_case, StateFormats formats) {
   std::vector<double> hyper;
-  for (const auto& parameter : rule.hyper_parameters) hyper.push_back(parameter.default_value);
+  for (const auto& parameter : rule.hyper_parameters) {
+    hyper.push_back(parameter.key == "momentum" ? 0.9 : parameter.default_value);
+  }
   gpu::LaunchKey key{};
   key.rule = rule.id;
   key.scalars = rule.scalars(hyper, 10, 1.0);
   key.gradient_type = key.weight_type = step_case.type;
   key.master_format = step_case.master;
-  key.formats = {formats.signed_state, formats.unsigned_state};
+  for (size_t s = 0; s < rule.states.size(); ++s) {
+    key.formats[s] = rule.states[s].is_signed ? formats.signed_state : formats.unsigned_state;
+  }
   key.step = 10;
   return key;
 }
 
-void run_step(const std::vector<size_t>& sizes, const StepCase& step_case, std::string_view state,
-              double copy) {
-  const StateFormats formats = state_formats_named(state);
-  const DType state_type =
-      format_info(formats.signed_state.format).code_bits == 32 ? DType::kF32 : DType::kBF16;
+void run_step(std::string_view rule_name, const std::vector<size_t>& sizes,
+              const StepCase& step_case, std::string_view state, double copy) {
+  const RuleInfo& rule = rule_named(rule_name);
+  const gpu::LaunchKey key = launch_key(rule, step_case, state_formats_named(state));
   const size_t element_bytes = bytes_of(step_case.type);
   const size_t master_bytes = bytes_of(step_case.master);
-  const size_t state_bytes = bytes_of(state_type);
   DeviceArrays gradient(sizes, element_bytes);
   DeviceArrays weight(sizes, element_bytes);
   DeviceArrays master(sizes, master_bytes);
-  DeviceArrays first(sizes, state_bytes);
-  DeviceArrays second(sizes, state_bytes);
   gradient.fill(step_case.type, 1e-3f, true, 1);
   weight.fill(step_case.type, 2e-2f, true, 2);
   if (master_bytes > 0) master.fill(DType::kBF16, 1.0f, true, 3);
-  first.fill(state_type, 1e-4f, true, 4);
-  second.fill(state_type, 1e-7f, false, 5);
-
   std::vector<gpu::DeviceParameter> parameters(sizes.size());
   for (size_t i = 0; i < sizes.size(); ++i) {
     parameters[i].gradient = gradient.at(i);
     parameters[i].weight = weight.at(i);
     if (master_bytes > 0) parameters[i].master = master.at(i);
-    parameters[i].codes = {first.at(i), second.at(i)};
     parameters[i].elements = sizes[i];
     parameters[i].random_key = random_key(1, i);
   }
-  const gpu::LaunchKey key = adamw_key(step_case, formats);
+  std::vector<std::unique_ptr<DeviceStates>> states;
+  double state_bytes = 0;
+  for (size_t s = 0; s < rule.states.size(); ++s) {
+    const StateInfo& info = rule.states[s];
+    if (info.needed_by >= 0 && info.key != "momentum_buffer") continue;
+    states.push_back(std::make_unique<DeviceStates>(sizes, key.formats[s], info.is_signed, 7 * s));
+    state_bytes += states.back()->bytes_per_element();
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      parameters[i].codes[s] = states.back()->codes(i);
+      parameters[i].scales[s] = states.back()->scales(i);
+    }
+  }
   gpu::StepLauncher launcher;
   const Milliseconds ms = time_on_device([&] { launcher.launch(key, parameters, nullptr); });
-  const size_t bytes = element_bytes + 2 * (element_bytes + master_bytes + 2 * state_bytes);
-  report("AdamW, " + std::string(step_case.name) + ", " + std::string(state) + " state",
-         total(sizes), static_cast<double>(bytes), ms, copy);
+  const double bytes = static_cast<double>(3 * element_bytes + 2 * master_bytes) + 2 * state_bytes;
+  std::string name = std::string(rule.name) + ", " + std::string(step_case.name) + ", " +
+                     std::string(state) + " state";
+  if (sizes.size() <= 1 || sizes.size() == 1000) {
+    name += ", " + std::to_string(sizes.size()) + (sizes.size() == 1 ? " tensor" : " tensors");
+  }
+  report(name, total(sizes), bytes, ms, copy);
 }
 
 void run_sum_of_squares(const std::vector<size_t>& sizes, DType type, double copy) {
@@ -224,7 +279,34 @@ void run_sum_of_squares(const std::vector<size_t>& sizes, DType type, double cop
          total(sizes), static_cast<double>(bytes_of(type)), ms, copy);
 }
 
-int run() {
+/// What the command line asks for: --states and --rules take names separated by commas, and leave
+/// out the other cases.
+struct Options {
+  std::vector<std::string_view> states;
+  std::vector<std::string_view> rules;
+};
+
+std::vector<std::string_view> split(std::string_view list) {
+  std::vector<std::string_view> names;
+  while (!list.empty()) {
+    const size_t comma = std::min(list.find(','), list.size());
+    names.push_back(list.substr(0, comma));
+    list.remove_prefix(std::min(comma + 1, list.size()));
+  }
+  return names;
+}
+
+Options parse(int count, char** arguments) {
+  Options options;
+  for (int i = 1; i + 1 < count; i += 2) {
+    const std::string_view name = arguments[i];
+    if (name == "--states") options.states = split(arguments[i + 1]);
+    if (name == "--rules") options.rules = split(arguments[i + 1]);
+  }
+  return options;
+}
+
+int run(const Options& options) {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     std::printf("{\"benchmark\": \"gpu_step\", \"skipped\": \"no GPU in this machine\"}\n");
@@ -232,9 +314,24 @@ int run() {
   }
   const std::vector<size_t> sizes = gpt_parameters(2048, 24, 50304);
   const double copy = copy_bandwidth();
-  for (const StepCase& step_case : kStepCases) {
-    for (const std::string_view state : {"fp32", "bf16"}) run_step(sizes, step_case, state, copy);
+  const std::vector<std::string_view> states =
+      options.states.empty() ? std::vector<std::string_view>{"fp32", "bf16", "8bit"}
+                             : options.states;
+  const std::vector<std::string_view> rules =
+      options.rules.empty() ? std::vector<std::string_view>{"AdamW"} : options.rules;
+  for (const std::string_view rule : rules) {
+    for (const StepCase& step_case : kStepCases) {
+      for (const std::string_view state : states) run_step(rule, sizes, step_case, state, copy);
+    }
   }
+  if (!options.states.empty()) return 0;
+  for (const StepCase& step_case : kStepCases) {
+    if (step_case.master == MasterFormat::kWeight) continue;
+    run_step("Lion", sizes, step_case, "8bit", copy);
+  }
+  // What many small tensors cost: the same elements as a thousand tensors and as one.
+  run_step("AdamW", std::vector<size_t>(1000, 10000), kStepCases[1], "8bit", copy);
+  run_step("AdamW", {size_t{1000} * 10000}, kStepCases[1], "8bit", copy);
   for (const DType type : {DType::kF32, DType::kBF16}) {
     run_sum_of_squares(sizes, type, copy);
     run_sum_of_squares({size_t{1} << 30}, type, copy);
@@ -245,4 +342,4 @@ int run() {
 }  // namespace
 }  // namespace outboard
 
-int main() { return outboard::run(); }
+int main(int count, char** arguments) { return outboard::run(outboard::parse(count, arguments)); }

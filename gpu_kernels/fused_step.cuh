@@ -17,13 +17,16 @@
 namespace outboard::gpu {
 
 /// Updates kRun elements in this lane.
-template <class Rule, class Types, class Formats, int kRun, bool kWhole>
+template <class Rule, class Types, class Formats, int kRun, bool kUsual, bool kWhole>
 __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
                                            const typename Rule::template Scalars<float>& scalars,
                                            const DeviceParameter& parameter, Run run) {
   using States = RuleStates<Rule>;
   const LaunchTypes types = Types::of(arguments.types);
   const StateAccess<Rule, Formats> states{arguments, parameter};
+  const auto gives_root = [](int s) {
+    return ((States::kRoots >> s) & 1) != 0 && Formats::takes_roots((States::kSigned >> s) & 1);
+  };
   WeightRun<kRun, kWhole> weight;
   RunValues<Rule, kRun> values;
   load_values<Rule, Types, Formats, kRun, kWhole>(types, states, run, weight, values);
@@ -33,11 +36,14 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
     float element[States::kSlots];
 #pragma unroll
     for (int s = 0; s < States::kSlots; ++s) element[s] = values.state[s][i];
-    Rule::update(scalars, values.gradient[i], values.weight[i], element);
+    float roots[kMaxStates];
+    update_element<Rule, kUsual>(scalars, values.gradient[i], values.weight[i], element, roots);
     const bool is_padding = !kWhole && i >= run.count;
     if (is_padding) values.weight[i] = 0;
 #pragma unroll
-    for (int s = 0; s < States::kSlots; ++s) values.state[s][i] = is_padding ? 0 : element[s];
+    for (int s = 0; s < States::kSlots; ++s) {
+      values.state[s][i] = is_padding ? 0 : gives_root(s) ? roots[s] : element[s];
+    }
   }
 
   device::RandomRun random{parameter.random_key, arguments.step, /*stream=*/0,
@@ -45,9 +51,15 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
   weight.store(types, values.weight, random, parameter.weight, parameter.master, run);
 #pragma unroll
   for (int s = 0; s < States::kCount; ++s) {
-    if (!states.exists(s)) continue;
+    if (!states.exists(s) || !states.template holds<kWhole>(s, run)) continue;
     random.stream = static_cast<uint32_t>(s) + 1;
     states.with_codec(s, [&](auto codec) {
+      if constexpr (decltype(codec)::kTakesRoots) {
+        if (gives_root(s)) {
+          codec.template store_roots<kRun>(states.array(s), run.first, values.state[s], random);
+          return;
+        }
+      }
       codec.template store<kRun>(states.array(s), run.first, values.state[s], random);
     });
   }
@@ -58,18 +70,26 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
 template <class Types>
 inline constexpr int kResidentBlocks = Types::kIsFixed ? 4 : 3;
 
+/// Whether a rule names a common case; see outboard/rule.h.
+template <class Rule>
+concept HasUsualCase = requires(const typename Rule::template Scalars<float>& scalars) {
+  Rule::is_usual(scalars);
+};
+
 /// One block updates kBlockElements elements of one parameter, each warp 32 * kRun at a time.
-template <class Rule, class Types, class Formats, int kRun>
+/// kUsual: compiled for the rule's common case only.
+template <class Rule, class Types, class Formats, int kRun, bool kUsual>
 __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<Types>)
     fused_step(const __grid_constant__ StepArguments<Rule> arguments) {
   const BlockWork work = arguments.table.blocks[blockIdx.x];
   const DeviceParameter parameter = arguments.table.parameters[work.parameter];
   decltype(auto) scalars = scalars_of(arguments, work.parameter);
   const uint64_t begin = work.part * kBlockElements;
-  for_each_run<Rule, Types, kRun>(
-      arguments, parameter, begin, begin + kBlockElements, [&](auto is_whole, Run run) {
-        update_run<Rule, Types, Formats, kRun, is_whole.value>(arguments, scalars, parameter, run);
-      });
+  for_each_run<Rule, Types, kRun>(arguments, parameter, begin, begin + kBlockElements,
+                                  [&](auto is_whole, Run run) {
+                                    update_run<Rule, Types, Formats, kRun, kUsual, is_whole.value>(
+                                        arguments, scalars, parameter, run);
+                                  });
 }
 
 /// Launches the kernel for one choice of types and formats.
@@ -81,8 +101,16 @@ void launch_case(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   if constexpr (NeedsNorms<Rule>) {
     enqueue_norms<Rule, Types, Formats, kRun>(arguments, stream);
   }
-  fused_step<Rule, Types, Formats, kRun>
-      <<<arguments.table.block_count, kBlockThreads, 0, stream>>>(arguments);
+  const auto launch = [&](auto is_usual) {
+    fused_step<Rule, Types, Formats, kRun, is_usual.value>
+        <<<arguments.table.block_count, kBlockThreads, 0, stream>>>(arguments);
+  };
+  // Kernels that wait for memory anyway gain nothing from fewer branches.
+  if constexpr (HasUsualCase<Rule> && Formats::kIsFixed && Formats::kHasBlocks) {
+    Rule::is_usual(arguments.scalars) ? launch(std::true_type{}) : launch(std::false_type{});
+  } else {
+    launch(std::false_type{});
+  }
   check_cuda(cudaGetLastError(), "StepLauncher", "the launch of the fused step");
 }
 

@@ -26,7 +26,8 @@ struct LaunchTypes {
 /// Where a lane's run of elements lies.
 struct Run {
   uint64_t first;
-  int count;  ///< elements of the run that exist; read for ragged runs only
+  int count;               ///< elements of the run that exist; read for ragged runs only
+  bool is_beyond = false;  ///< the run lies behind the last tile, where masters have ended
 };
 
 /// Fetches a run of `type` elements without using it. kWhole: the run exists and is aligned; else
@@ -102,11 +103,12 @@ struct WeightRun {
   __device__ __forceinline__ void load(const LaunchTypes& types, const void* weights,
                                        const void* masters, Run run) {
     if (types.master == MasterFormat::kF32) {
+      if (run.is_beyond) return;
       device::load_words<kRun>(static_cast<const float*>(masters) + run.first, master);
       return;
     }
     load_run<kRun, kWhole>(types.weight, weights, run, weight);
-    if (types.master == MasterFormat::kSplit) {
+    if (types.master == MasterFormat::kSplit && !run.is_beyond) {
       device::load_words<kRun / 2>(static_cast<const int16_t*>(masters) + run.first, master);
     }
   }
@@ -135,6 +137,7 @@ struct WeightRun {
 #pragma unroll
     for (int i = 0; i < kRun / 2; ++i) encode_pair(types, values + 2 * i, draws[i], i);
     store_run<kRun, kWhole>(types.weight, weights, run, weight);
+    if (run.is_beyond) return;
     if (types.master == MasterFormat::kF32) {
       device::store_words<kRun>(static_cast<float*>(masters) + run.first, master);
     } else if (types.master == MasterFormat::kSplit) {

@@ -51,9 +51,13 @@ struct CodecOf;
 /// State formats fixed at compile time: one for signed states, one for the others.
 template <Format kSigned, Format kUnsigned>
 struct FixedFormats {
+  static constexpr bool kIsFixed = true;
   static constexpr bool kAreNarrow = kSigned != Format::kF32 && kUnsigned != Format::kF32;
   static constexpr bool kHasBlocks =
       CodecOf<kSigned>::type::kHasBlocks || CodecOf<kUnsigned>::type::kHasBlocks;
+  static __device__ __forceinline__ constexpr bool takes_roots(bool is_signed) {
+    return is_signed ? CodecOf<kSigned>::type::kTakesRoots : CodecOf<kUnsigned>::type::kTakesRoots;
+  }
   static constexpr bool match(bool is_signed, Format format) {
     return format == (is_signed ? kSigned : kUnsigned);
   }
@@ -71,6 +75,7 @@ struct FixedFormats {
 /// A codec that looks its format up at run time. Its functions are not inlined: one copy of every
 /// codec serves all states and all element types of a rule, which keeps the build short.
 struct AnyCodec {
+  static constexpr bool kTakesRoots = false;
   Format format;
 
   template <class Action>
@@ -103,8 +108,10 @@ struct AnyCodec {
 
 /// State formats read at run time.
 struct AnyFormats {
+  static constexpr bool kIsFixed = false;
   static constexpr bool kAreNarrow = true;
   static constexpr bool kHasBlocks = true;
+  static __device__ __forceinline__ constexpr bool takes_roots(bool) { return false; }
   static constexpr bool match(bool, Format) { return true; }
   template <class Action>
   static __device__ __forceinline__ void with_codec(bool, Format format, const Action& action) {
@@ -126,9 +133,28 @@ struct RuleStates {
     return bits;
   }
   static constexpr uint32_t kSigned = mask([](const StateInfo& state) { return state.is_signed; });
+  /// States whose roots the rule forms anyway; see outboard/rule.h.
+  static constexpr uint32_t kRoots = [] {
+    if constexpr (requires { Rule::kRoots; }) return Rule::kRoots;
+    return uint32_t{0};
+  }();
   static constexpr uint32_t kAlways =
       mask([](const StateInfo& state) { return state.needed_by < 0; });
 };
+
+/// Calls the rule's update; `roots` receives what the rule can give of RuleStates::kRoots.
+template <class Rule, bool kUsual>
+__device__ __forceinline__ void update_element(
+    const typename Rule::template Scalars<float>& scalars, float gradient, float& weight,
+    float* state, float* roots) {
+  if constexpr (kUsual) {
+    Rule::update_usual(scalars, gradient, weight, state, roots);
+  } else if constexpr (RuleStates<Rule>::kRoots != 0) {
+    Rule::update(scalars, gradient, weight, state, roots);
+  } else {
+    Rule::update(scalars, gradient, weight, state);
+  }
+}
 
 /// Everything a launch needs, by value in constant memory.
 template <class Rule>
@@ -150,6 +176,12 @@ struct StateAccess {
 
   __device__ __forceinline__ bool exists(int s) const {
     return ((States::kAlways >> s) & 1) != 0 || ((arguments.table.state_mask >> s) & 1) != 0;
+  }
+  /// Whether state `s` holds the run. Only long blocks reach beyond the last tile; the answer is
+  /// the same for a whole warp.
+  template <bool kWhole>
+  [[nodiscard]] __device__ __forceinline__ bool holds(int s, const Run& run) const {
+    return kWhole || !run.is_beyond || arguments.formats[s].block_elements > kTileElements;
   }
   [[nodiscard]] __device__ __forceinline__ device::DeviceStateArray array(int s) const {
     return {parameter.codes[s], parameter.scales[s], arguments.formats[s].block_elements};
@@ -179,12 +211,12 @@ __device__ __forceinline__ void load_values(const LaunchTypes& types,
   using States = RuleStates<Rule>;
   const DeviceParameter& parameter = states.parameter;
   uint32_t gradient_words[kRun];
-  uint32_t state_words[States::kSlots][kRun];
+  uint32_t state_words[States::kSlots][kRun] = {};
   load_run<kRun, kWhole>(types.gradient, parameter.gradient, run, gradient_words);
   weight.load(types, parameter.weight, parameter.master, run);
 #pragma unroll
   for (int s = 0; s < States::kCount; ++s) {
-    if (!states.exists(s)) continue;
+    if (!states.exists(s) || !states.template holds<kWhole>(s, run)) continue;
     states.with_codec(s, [&](auto codec) {
       codec.template load<kRun>(states.array(s), run.first, state_words[s]);
     });
@@ -221,11 +253,16 @@ __device__ __forceinline__ void for_each_run(const StepArguments<Rule>& argument
   const uint64_t lane = threadIdx.x % kWarpLanes;
   for (uint64_t strip = begin + warp * kWarpElements; strip < end; strip += kBlockThreads * kRun) {
     Run run{strip + lane * kRun, kRun};
-    if (strip + kWarpElements <= whole_elements) {
+    // Where a thread block shares a scale, its warps take the same way.
+    const uint64_t reach = unit > kTileElements
+                               ? strip - warp * kWarpElements + kBlockThreads * kRun
+                               : strip + kWarpElements;
+    if (reach <= whole_elements) {
       action(std::true_type{}, run);
     } else {
       const int64_t left = static_cast<int64_t>(parameter.elements - run.first);
       run.count = left < kRun ? static_cast<int>(left < 0 ? 0 : left) : kRun;
+      run.is_beyond = run.first >= padded_elements(parameter.elements);
       action(std::false_type{}, run);
     }
   }

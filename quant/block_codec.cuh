@@ -10,17 +10,21 @@
 
 namespace outboard::quant::device {
 
-/// The largest of `magnitude` over the lanes that share a block: `lanes` neighbouring ones, a power
-/// of two. More than 32 are the whole thread block, all of whose threads must call this together.
-__device__ __forceinline__ uint32_t block_maximum(uint32_t magnitude, uint32_t lanes) {
+/// The largest of `magnitude` over the lanes that share a block: 8, 16 or 32 neighbouring ones.
+__device__ __forceinline__ uint32_t lanes_maximum(uint32_t magnitude, uint32_t lanes) {
   constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
-  const uint32_t in_warp = lanes < 32 ? lanes : 32;
-#pragma unroll 1
-  for (uint32_t distance = 1; distance < in_warp; distance *= 2) {
+#pragma unroll
+  for (uint32_t distance = 1; distance < 32; distance *= 2) {
+    if (distance >= 8 && distance >= lanes) break;
     magnitude = larger_magnitude(magnitude, __shfl_xor_sync(kAllLanes, magnitude, distance));
   }
-  if (lanes <= 32) return magnitude;
+  return magnitude;
+}
+
+/// The same over a whole thread block, all of whose threads must call this together.
+__device__ __forceinline__ uint32_t threads_maximum(uint32_t magnitude) {
   __shared__ uint32_t warps[32];
+  magnitude = lanes_maximum(magnitude, 32);
   __syncthreads();  // the last call's readers are done
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = magnitude;
   __syncthreads();
@@ -30,16 +34,83 @@ __device__ __forceinline__ uint32_t block_maximum(uint32_t magnitude, uint32_t l
   return magnitude;
 }
 
+/// Over the lanes that share a block of `Definition`, each with a run of kRun elements.
+template <class Definition, int kRun>
+__device__ __forceinline__ uint32_t block_maximum(uint32_t magnitude, uint32_t block_elements) {
+  if constexpr (Definition::kBlockSizes.back() > 32 * kRun) {
+    if (block_elements > 32 * kRun) return threads_maximum(magnitude);
+  }
+  return lanes_maximum(magnitude, block_elements / kRun);
+}
+
+/// Where the code of element `i` of a run lies in its word.
+template <class Definition>
+__device__ __forceinline__ constexpr int code_shift(int i) {
+  constexpr int kCodeBits = static_cast<int>(Definition::kCodeBits);
+  constexpr int kCodesPerWord = 32 / kCodeBits;
+  if constexpr (kCodeBits == 4) {
+    const bool even_high = Definition::kNibbleOrder == NibbleOrder::kEvenHigh;
+    return 4 * ((even_high ? i ^ 1 : i) % kCodesPerWord);
+  } else {
+    return kCodeBits * (i % kCodesPerWord);
+  }
+}
+
+/// Decodes the run of one lane, element by element. Formats for which the hardware has something
+/// shorter specialise it.
+template <class Definition>
+struct RunDecoder {
+  typename Definition::Decoder decoder;
+  __device__ __forceinline__ explicit RunDecoder(float scale) : decoder(scale) {}
+
+  template <int kRun>
+  __device__ __forceinline__ void operator()(const uint32_t* words, float* values) const {
+    constexpr int kCodeBits = static_cast<int>(Definition::kCodeBits);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const uint32_t word = words[i * kCodeBits / 32] >> code_shift<Definition>(i);
+      values[i] = decoder(static_cast<typename Definition::Code>(word & ((1u << kCodeBits) - 1)));
+    }
+  }
+};
+
+/// Encodes the run of one lane with its block's scale. `draws` holds 16 random bits per element.
+/// kTakesRoots: what it is given, and what the scale is the largest of, are the values' roots.
+template <class Definition>
+struct RunEncoder {
+  static constexpr bool kTakesRoots = false;
+  BlockEncoder<Definition> encoder;
+  __device__ __forceinline__ explicit RunEncoder(float scale) : encoder(scale) {}
+
+  static __device__ __forceinline__ float scale(float largest) {
+    return Definition::scale(largest);
+  }
+
+  template <int kRun>
+  __device__ __forceinline__ void operator()(const float* values, const uint32_t* draws,
+                                             uint32_t* words) const {
+    constexpr int kCodeBits = static_cast<int>(Definition::kCodeBits);
+#pragma unroll
+    for (int i = 0; i < kRun * kCodeBits / 32; ++i) words[i] = 0;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const uint32_t draw = (draws[i / 2] >> (16 * (i % 2))) & 0xFFFFu;
+      words[i * kCodeBits / 32] |= static_cast<uint32_t>(encoder(values[i], draw))
+                                   << code_shift<Definition>(i);
+    }
+  }
+};
+
 /// What the fused step asks of a format; see ElementwiseCodec. Runs are 8 elements long.
 template <class Definition>
 struct BlockCodec {
   static constexpr bool kHasBlocks = true;
+  static constexpr bool kTakesRoots = RunEncoder<Definition>::kTakesRoots;
   static constexpr int kCodeBits = static_cast<int>(Definition::kCodeBits);
-  static constexpr int kCodesPerWord = 32 / kCodeBits;
 
   /// Words of the codes of one run.
   template <int kRun>
-  static constexpr int kWords = kRun / kCodesPerWord;
+  static constexpr int kWords = kRun* kCodeBits / 32;
 
   /// Fetches codes and the scale of the run's block, which becomes word kWords.
   template <int kRun>
@@ -48,51 +119,64 @@ struct BlockCodec {
     static_assert(kRun == 8, "a block is shared by whole runs of 8");
     const auto* codes = static_cast<const uint8_t*>(array.codes);
     load_words<kWords<kRun>>(codes + first * kCodeBits / 8, words);
-    words[kWords<kRun>] = exact::bits(__ldg(array.scales + first / array.block_elements));
+    words[kWords<kRun>] = exact::bits(__ldcg(array.scales + block_of(array, first)));
   }
 
   template <int kRun>
   static __device__ __forceinline__ void decode(const DeviceStateArray&, uint64_t,
                                                 const uint32_t* words, float* values) {
-    const typename Definition::Decoder decoder(exact::from_bits(words[kWords<kRun>]));
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      values[i] = decoder(static_cast<typename Definition::Code>(
-          (words[i / kCodesPerWord] >> shift(i)) & ((1u << kCodeBits) - 1)));
-    }
+    const RunDecoder<Definition> decoder(exact::from_bits(words[kWords<kRun>]));
+    decoder.template operator()<kRun>(words, values);
   }
 
+  /// Encodes and stores a run of values.
   template <int kRun>
   static __device__ __forceinline__ void store(const DeviceStateArray& array, uint64_t first,
                                                const float* values, const RandomRun& random) {
-    uint32_t largest = 0;
+    if constexpr (kTakesRoots) {
+      float roots[kRun];
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      largest = larger_magnitude(largest, exact::bits(values[i]) & kMagnitudeMask);
+      for (int i = 0; i < kRun; ++i) roots[i] = exact::sqrt(values[i]);
+      store_content<kRun>(array, first, roots, random);
+    } else {
+      store_content<kRun>(array, first, values, random);
     }
-    largest = block_maximum(largest, static_cast<uint32_t>(array.block_elements) / kRun);
-    const float scale = Definition::scale(exact::from_bits(largest));
-    uint32_t draws[kRun / 2] = {};
-    if constexpr (Definition::kIsStochastic) random_words<kRun>(random, draws);
-    const BlockEncoder<Definition> encoder(scale);
-    uint32_t words[kWords<kRun>] = {};
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      const uint32_t draw = (draws[i / 2] >> (16 * (i % 2))) & 0xFFFFu;
-      words[i / kCodesPerWord] |= static_cast<uint32_t>(encoder(values[i], draw)) << shift(i);
-    }
-    store_words<kWords<kRun>>(static_cast<uint8_t*>(array.codes) + first * kCodeBits / 8, words);
-    if (first % array.block_elements == 0) array.scales[first / array.block_elements] = scale;
+  }
+
+  /// The same for the roots of the values; only where kTakesRoots.
+  template <int kRun>
+  static __device__ __forceinline__ void store_roots(const DeviceStateArray& array, uint64_t first,
+                                                     const float* roots, const RandomRun& random) {
+    static_assert(kTakesRoots);
+    store_content<kRun>(array, first, roots, random);
   }
 
  private:
-  static __device__ __forceinline__ constexpr int shift(int i) {
-    if constexpr (kCodeBits == 4) {
-      const bool even_high = Definition::kNibbleOrder == NibbleOrder::kEvenHigh;
-      return 4 * ((even_high ? i ^ 1 : i) % kCodesPerWord);
-    } else {
-      return kCodeBits * (i % kCodesPerWord);
+  // Lengths are powers of two; a division of 64 bits would cost as much as the rest.
+  static __device__ __forceinline__ uint64_t block_of(const DeviceStateArray& array,
+                                                      uint64_t first) {
+    return first >> (31 - __clz(static_cast<int>(array.block_elements)));
+  }
+
+  template <int kRun>
+  static __device__ __forceinline__ void store_content(const DeviceStateArray& array,
+                                                       uint64_t first, const float* content,
+                                                       const RandomRun& random) {
+    uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      largest = larger_magnitude(largest, exact::bits(content[i]) & kMagnitudeMask);
     }
+    largest = block_maximum<Definition, kRun>(largest, array.block_elements);
+    const float scale = RunEncoder<Definition>::scale(exact::from_bits(largest));
+    uint32_t draws[kRun / 2] = {};
+    if constexpr (Definition::kIsStochastic) random_words<kRun>(random, draws);
+    const RunEncoder<Definition> encoder(scale);
+    uint32_t words[kWords<kRun>];
+    encoder.template operator()<kRun>(content, draws, words);
+    store_words<kWords<kRun>>(static_cast<uint8_t*>(array.codes) + first * kCodeBits / 8, words);
+    const bool is_first = (first & (array.block_elements - 1)) == 0;
+    if (is_first) array.scales[block_of(array, first)] = scale;
   }
 };
 

@@ -23,6 +23,7 @@ __device__ __forceinline__ uint32_t encode_pair(float low, float high, uint32_t 
 template <class Definition>
 struct ElementwiseCodec {
   static constexpr bool kHasBlocks = false;
+  static constexpr bool kTakesRoots = false;
   static constexpr int kCodeBits = static_cast<int>(Definition::kCodeBits);
   static_assert(kCodeBits == 16 || kCodeBits == 32, "other widths need a codec of their own");
 

@@ -62,11 +62,28 @@ OUTBOARD_HD T lerp(T average, T value, T weight) {
                             : fma(sub(weight, T(1)), difference, value);
 }
 
+/// lerp for a weight in [0, 0.5), without the choice.
+template <class T>
+OUTBOARD_HD T lerp_below_half(T average, T value, T weight) {
+  return fma(weight, sub(value, average), average);
+}
+
 /// Exponential average of squares: fma(fl(one_minus_beta * g), g, fl(beta * v)).
 template <class T>
 OUTBOARD_HD T ema_of_squares(T average, T gradient, T beta, T one_minus_beta) {
   return fma(mul(one_minus_beta, gradient), gradient, mul(beta, average));
 }
+
+/// div(value, divisor) without a divider, given the rounded reciprocal of the divisor: the quotient
+/// by the reciprocal, corrected by its own remainder, is the correctly rounded one (Markstein:
+/// Computation of elementary functions on the IBM RISC System/6000 processor, 1990) for every value
+/// that is not subnormal and no divisor far from 1. In double an ordinary division.
+OUTBOARD_HD float div_by_constant(float value, float divisor, float reciprocal) {
+  const float quotient = mul(value, reciprocal);
+  const float remainder = fma(-quotient, divisor, value);
+  return bits(value) == 0x7F800000u ? quotient : fma(remainder, reciprocal, quotient);
+}
+OUTBOARD_HD double div_by_constant(double value, double divisor, double) { return value / divisor; }
 
 /// A subnormal becomes +0. Without this a decaying average sticks at a few units of 2^-149 for
 /// ever.
@@ -74,6 +91,14 @@ OUTBOARD_HD float flush_subnormal(float a) { return (bits(a) & 0x7F800000u) == 0
 OUTBOARD_HD double flush_subnormal(double a) {
   const double magnitude = a < 0 ? -a : a;
   return magnitude < 1.1754943508222875e-38 ? 0.0 : a;
+}
+
+/// The root of flush_subnormal(square), given the root of `square`.
+OUTBOARD_HD float flush_root(float root, float square) {
+  return (bits(square) & 0x7F800000u) == 0 ? 0.0f : root;
+}
+OUTBOARD_HD double flush_root(double root, double square) {
+  return square < 1.1754943508222875e-38 ? 0.0 : root;
 }
 
 }  // namespace outboard::exact

@@ -10,10 +10,25 @@
 //     // nullptr, or what is wrong with a combination of values and what to do:
 //     static const char* check(std::span<const double> hyper);
 //     template <class T>
-//     static Scalars<T> scalars(std::span<const double> hyper, int64_t step, double
-//     gradient_scale); template <class T> static OUTBOARD_HD void update(const Scalars<T>&, T
-//     gradient, T& weight, T* state);
+//     static Scalars<T> scalars(std::span<const double> hyper, int64_t step,
+//                               double gradient_scale);
+//     template <class T>
+//     static OUTBOARD_HD void update(const Scalars<T>&, T gradient, T& weight, T* state);
 //   };
+//
+// A rule may say which states' square roots it forms anyway, so that formats that store roots need
+// not take them again:
+//
+//     static constexpr uint32_t kRoots = 1 << 1;  // bit k: the root of state k, as stored
+//     template <class T>
+//     static OUTBOARD_HD void update(const Scalars<T>&, T gradient, T& weight, T* state, T* roots);
+//
+// A rule with options that cost time in every element may name the common case, for which the GPU
+// then has kernels without the others' branches:
+//
+//     static OUTBOARD_HD bool is_usual(const Scalars<float>&);
+//     static OUTBOARD_HD void update_usual(const Scalars<float>&, float gradient, float& weight,
+//                                          float* state, float* roots);
 //
 // `update` takes the gradient as stored (it multiplies by the gradient scale itself), the decoded
 // master as `weight`, and stores flushed states. In float it is the CUDA code and defines every

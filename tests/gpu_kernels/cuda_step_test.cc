@@ -14,6 +14,7 @@
 #include "gpu_kernels/cuda_problem.h"
 #include "gpu_kernels/step.h"
 #include "outboard/error.h"
+#include "outboard_codecs.h"
 #include "quant/rounding.h"
 
 namespace outboard::test {
@@ -32,12 +33,33 @@ constexpr std::array kWeightKinds{WeightKind{DType::kF32, MasterFormat::kWeight}
 
 constexpr std::array kTypes{DType::kF32, DType::kBF16, DType::kF16};
 
+bool takes_negative_values(Format format) {
+  switch (format) {
+#define OUTBOARD_FORMAT(type, stem) \
+  case Format::k##type:             \
+    return quant::type::kIsSigned;
+#include "outboard/formats.def"
+#undef OUTBOARD_FORMAT
+  }
+  return false;
+}
+
+/// Every format for the states that it can hold, with every block length; and the pairs that have
+/// kernels of their own.
 std::vector<StateFormats> all_format_pairs() {
   std::vector<StateFormats> pairs;
-  for (size_t a = 0; a < kFormatCount; ++a) {
-    for (size_t b = 0; b < kFormatCount; ++b) {
-      pairs.push_back({state_format(static_cast<Format>(a)), state_format(static_cast<Format>(b))});
+  for (size_t i = 0; i < kFormatCount; ++i) {
+    const auto format = static_cast<Format>(i);
+    std::vector<size_t> lengths(format_info(format).block_sizes.begin(),
+                                format_info(format).block_sizes.end());
+    if (lengths.empty()) lengths.push_back(0);
+    for (const size_t length : lengths) {
+      const StateFormat state = state_format(format, length);
+      pairs.push_back({takes_negative_values(format) ? state : state_format(Format::kF32), state});
     }
+  }
+  for (const std::string_view name : state_format_names()) {
+    pairs.push_back(state_formats_named(name));
   }
   return pairs;
 }

@@ -25,7 +25,8 @@ struct AdamScalars {
   T one_minus_beta1;
   T beta2;
   T one_minus_beta2;
-  T root_correction;  ///< sqrt(1 - beta2^t)
+  T root_correction;          ///< sqrt(1 - beta2^t)
+  T inverse_root_correction;  ///< 1 / root_correction, for exact::div_by_constant
   T epsilon;
   T step_size;      ///< lr / (1 - beta1^t)
   int32_t amsgrad;  ///< 1: keep the maximum of the second moment in state 2
@@ -59,6 +60,7 @@ template <class T>
   const double t = static_cast<double>(step);
   const double correction1 = 1.0 - std::pow(hyper[kBeta1], t);
   const double correction2 = 1.0 - std::pow(hyper[kBeta2], t);
+  const T root_correction = static_cast<T>(std::sqrt(correction2));
   const double decay = is_decoupled ? 1.0 - hyper[kLr] * hyper[kWeightDecay] : 1.0;
   return {
       .gradient_scale = static_cast<T>(hyper[kMaximize] != 0 ? -gradient_scale : gradient_scale),
@@ -67,30 +69,47 @@ template <class T>
       .one_minus_beta1 = static_cast<T>(1.0 - hyper[kBeta1]),
       .beta2 = static_cast<T>(hyper[kBeta2]),
       .one_minus_beta2 = static_cast<T>(1.0 - hyper[kBeta2]),
-      .root_correction = static_cast<T>(std::sqrt(correction2)),
+      .root_correction = root_correction,
+      .inverse_root_correction = T(1) / root_correction,
       .epsilon = static_cast<T>(hyper[kEps]),
       .step_size = static_cast<T>(hyper[kLr] / correction1),
       .amsgrad = hyper[kAmsgrad] != 0};
 }
 
+/// No L2 decay, no amsgrad, and a first moment that keeps more than half of itself.
+OUTBOARD_HD bool is_usual_adam(const AdamScalars<float>& s) {
+  const bool is_short = !(s.one_minus_beta1 < 0.0f) && s.one_minus_beta1 < 0.5f;
+  return is_short && s.l2 == 0.0f && s.amsgrad == 0;
+}
+
+/// States whose roots adam_update forms: v and x.
+inline constexpr uint32_t kAdamRoots = 0b110;
+
 /// One element of Adam or AdamW. `state` is m, v and, with amsgrad, x. The stored states are
-/// flushed; the weight is updated from the unflushed ones.
-template <class T>
-OUTBOARD_HD void adam_update(const AdamScalars<T>& s, T gradient, T& weight, T* state) {
+/// flushed; the weight is updated from the unflushed ones. `roots` receives the roots of the stored
+/// v and x. kIsUsual: is_usual_adam holds.
+template <bool kIsUsual, class T>
+OUTBOARD_HD void adam_update(const AdamScalars<T>& s, T gradient, T& weight, T* state, T* roots) {
+  const bool has_maximum = !kIsUsual && s.amsgrad != 0;
   T g = exact::mul(gradient, s.gradient_scale);
-  if (s.l2 != T(0)) g = exact::fma(s.l2, weight, g);
-  const T m = exact::lerp(state[0], g, s.one_minus_beta1);
+  if (!kIsUsual && s.l2 != T(0)) g = exact::fma(s.l2, weight, g);
+  const T m = kIsUsual ? exact::lerp_below_half(state[0], g, s.one_minus_beta1)
+                       : exact::lerp(state[0], g, s.one_minus_beta1);
   const T v = exact::ema_of_squares(state[1], g, s.beta2, s.one_minus_beta2);
   T z = v;
-  if (s.amsgrad != 0) {
+  if (has_maximum) {
     z = exact::max(state[2], v);
     state[2] = exact::flush_subnormal(z);
   }
-  const T denominator = exact::add(exact::div(exact::sqrt(z), s.root_correction), s.epsilon);
+  const T root = exact::sqrt(z);
+  const T corrected = exact::div_by_constant(root, s.root_correction, s.inverse_root_correction);
+  const T denominator = exact::add(corrected, s.epsilon);
   const T decayed = exact::mul(weight, s.decay);
   weight = exact::sub(decayed, exact::div(exact::mul(s.step_size, m), denominator));
   state[0] = exact::flush_subnormal(m);
   state[1] = exact::flush_subnormal(v);
+  roots[1] = exact::flush_root(has_maximum ? exact::sqrt(v) : root, v);
+  roots[2] = exact::flush_root(root, z);
 }
 
 }  // namespace outboard::rules

@@ -30,9 +30,22 @@ struct AdamW {
     return adam_scalars<T>(hyper, step, gradient_scale, /*is_decoupled=*/true);
   }
 
+  static constexpr uint32_t kRoots = kAdamRoots;
+
+  static OUTBOARD_HD bool is_usual(const Scalars<float>& s) { return is_usual_adam(s); }
+  static OUTBOARD_HD void update_usual(const Scalars<float>& s, float gradient, float& weight,
+                                       float* state, float* roots) {
+    adam_update<true>(s, gradient, weight, state, roots);
+  }
+
+  template <class T>
+  static OUTBOARD_HD void update(const Scalars<T>& s, T gradient, T& weight, T* state, T* roots) {
+    adam_update<false>(s, gradient, weight, state, roots);
+  }
   template <class T>
   static OUTBOARD_HD void update(const Scalars<T>& s, T gradient, T& weight, T* state) {
-    adam_update(s, gradient, weight, state);
+    T roots[3];
+    adam_update<false>(s, gradient, weight, state, roots);
   }
 };
 

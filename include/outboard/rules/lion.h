@@ -55,14 +55,35 @@ struct Lion {
         .lr = static_cast<T>(hyper[kLr])};
   }
 
+  /// Moments that keep more than half of themselves.
+  static OUTBOARD_HD bool is_usual(const Scalars<float>& s) {
+    return !(s.one_minus_beta1 < 0.0f) && s.one_minus_beta1 < 0.5f && !(s.one_minus_beta2 < 0.0f) &&
+           s.one_minus_beta2 < 0.5f;
+  }
+
+  static OUTBOARD_HD void update_usual(const Scalars<float>& s, float gradient, float& weight,
+                                       float* state, float* /*roots*/) {
+    lion_update<true>(s, gradient, weight, state);
+  }
+
   template <class T>
   static OUTBOARD_HD void update(const Scalars<T>& s, T gradient, T& weight, T* state) {
+    lion_update<false>(s, gradient, weight, state);
+  }
+
+ private:
+  template <bool kIsUsual, class T>
+  static OUTBOARD_HD void lion_update(const Scalars<T>& s, T gradient, T& weight, T* state) {
+    const auto lerp = [](T average, T value, T by) {
+      return kIsUsual ? exact::lerp_below_half(average, value, by)
+                      : exact::lerp(average, value, by);
+    };
     const T g = exact::mul(gradient, s.gradient_scale);
-    const T c = exact::lerp(state[0], g, s.one_minus_beta1);
+    const T c = lerp(state[0], g, s.one_minus_beta1);
     // c - c is +0 for either zero and NaN for NaN.
     const T sign = c > T(0) ? T(1) : c < T(0) ? T(-1) : exact::sub(c, c);
     weight = exact::sub(exact::mul(weight, s.decay), exact::mul(s.lr, sign));
-    state[0] = exact::flush_subnormal(exact::lerp(state[0], g, s.one_minus_beta2));
+    state[0] = exact::flush_subnormal(lerp(state[0], g, s.one_minus_beta2));
   }
 };
 

@@ -1,0 +1,65 @@
+// companding.h on the device, in as few instructions as the hardware allows: conversions between
+// codes and floats by adding a power of two whose unit in the last place is 1, instead of the
+// slower converters. Bits are those of companding.h.
+#ifndef OUTBOARD_QUANT_COMPANDING_CUH_
+#define OUTBOARD_QUANT_COMPANDING_CUH_
+
+#include <cstdint>
+
+#include "quant/companding.h"
+
+namespace outboard::quant::device {
+
+/// 2^23: a float from here on has the low bits of the integer that was added to it.
+inline constexpr float kUnsignedBias = 8388608.0f;
+/// 1.5 * 2^23: the same for small integers of either sign, in two's complement.
+inline constexpr float kSignedBias = 12582912.0f;
+
+/// kUnsignedBias + byte `i` of `words`.
+__device__ __forceinline__ float biased_byte(const uint32_t* words, int i) {
+  return exact::from_bits(__byte_perm(words[i / 4], 0x4B000000u, 0x7440u | (i % 4)));
+}
+
+/// Packs the low bytes of four words.
+__device__ __forceinline__ uint32_t pack_bytes(const uint32_t* words) {
+  const uint32_t low = __byte_perm(words[0], words[1], 0x0040u);
+  const uint32_t high = __byte_perm(words[2], words[3], 0x0040u);
+  return __byte_perm(low, high, 0x5410u);
+}
+
+/// As quant::nearest_square, for a in [0, 66000]. What it returns for NaN is some float.
+__device__ __forceinline__ float nearest_square(float a) {
+  const float below = exact::fma(rough_sqrt(a), 0.999f, -0.5f);
+  // Adding and taking away rounds to the nearest even integer.
+  const float estimate = exact::sub(exact::add(below, kSignedBias), kSignedBias);
+  const float next = exact::add(exact::fma(estimate, estimate, estimate), 0.5f);
+  return a >= next ? exact::add(estimate, 1.0f) : estimate;
+}
+
+/// exact::div(value, kLevels) for a value that is 0, NaN or at least 2^-100, without the divider:
+/// the quotient by the rounded reciprocal, corrected by its own remainder, is the correctly rounded
+/// one (Markstein 1990).
+template <class Definition>
+__device__ __forceinline__ float unit_of(float scale) {
+  constexpr float kReciprocal = 1.0f / Definition::kLevels;
+  const float quotient = exact::mul(scale, kReciprocal);
+  const float remainder = exact::fma(-quotient, Definition::kLevels, scale);
+  return exact::fma(remainder, kReciprocal, quotient);
+}
+
+/// exact::div(kLevels, scale) for a scale of 2^-100 or more, without branches: a refined
+/// reciprocal, and the quotient corrected by its own remainder. Equal for every mantissa. What it
+/// returns for 0 is not used.
+template <class Definition>
+__device__ __forceinline__ float factor_of(float scale) {
+  float rough;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(rough) : "f"(scale));
+  const float reciprocal = exact::fma(rough, exact::fma(-scale, rough, 1.0f), rough);
+  const float quotient = exact::mul(Definition::kLevels, reciprocal);
+  const float remainder = exact::fma(-quotient, scale, Definition::kLevels);
+  return exact::fma(remainder, reciprocal, quotient);
+}
+
+}  // namespace outboard::quant::device
+
+#endif  // OUTBOARD_QUANT_COMPANDING_CUH_
