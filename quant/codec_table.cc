@@ -50,6 +50,7 @@ constexpr std::array kNamedFormats{
     NamedFormats{"8bit", Format::kSym8, Format::kRoot8},
     NamedFormats{"dynamic8", Format::kDynamic8Signed, Format::kDynamic8Unsigned},
     NamedFormats{"dynamic8-2048", Format::kDynamic8Signed, Format::kDynamic8Unsigned, 2048},
+    NamedFormats{"ao8", Format::kAo8Signed, Format::kAo8Unsigned},
 };
 
 constexpr auto kNames = [] {
