@@ -51,6 +51,7 @@ constexpr std::array kNamedFormats{
     NamedFormats{"dynamic8", Format::kDynamic8Signed, Format::kDynamic8Unsigned},
     NamedFormats{"dynamic8-2048", Format::kDynamic8Signed, Format::kDynamic8Unsigned, 2048},
     NamedFormats{"ao8", Format::kAo8Signed, Format::kAo8Unsigned},
+    NamedFormats{"ao4", Format::kAo4Signed, Format::kAo4Unsigned},
 };
 
 constexpr auto kNames = [] {

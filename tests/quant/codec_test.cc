@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "outboard/error.h"
 #include "support/catalogue.h"
@@ -148,10 +149,13 @@ TYPED_TEST(CodecTest, ZerosReadAsZerosAlsoFromFreshMemory) {
   const size_t count = format.unit_elements();
   CodecArray fresh(format, count);
   CodecArray stored = this->actual(format, std::vector<float>(count, 0.0f), count);
+  // Only torchao's second moment of 4 bits has neither a zero nor, for zeros, a scale of zero.
+  const float least = std::is_same_v<TypeParam, quant::Ao4Unsigned> ? 1e-12f / 16 : 0.0f;
   for (CodecArray* array : {&fresh, &stored}) {
     std::vector<float> values(count, 1.0f);
     codec(format.format).decode(array->view(), 0, count, values.data());
-    for (const float value : values) ASSERT_EQ(exact::bits(value), 0u);
+    const float zero = array == &stored ? least : 0.0f;
+    for (const float value : values) ASSERT_EQ(exact::bits(value), exact::bits(zero));
   }
 }
 
