@@ -52,6 +52,7 @@ constexpr std::array kNamedFormats{
     NamedFormats{"dynamic8-2048", Format::kDynamic8Signed, Format::kDynamic8Unsigned, 2048},
     NamedFormats{"ao8", Format::kAo8Signed, Format::kAo8Unsigned},
     NamedFormats{"ao4", Format::kAo4Signed, Format::kAo4Unsigned},
+    NamedFormats{"lpmm4", Format::kLpmm4Signed, Format::kLpmm4Unsigned},
 };
 
 constexpr auto kNames = [] {
