@@ -48,6 +48,8 @@ constexpr std::array kNamedFormats{
     NamedFormats{"fp32", Format::kF32, Format::kF32},
     NamedFormats{"bf16", Format::kBF16, Format::kBF16Stochastic},
     NamedFormats{"8bit", Format::kSym8, Format::kRoot8},
+    NamedFormats{"4bit", Format::kNF4, Format::kRoot4},
+    NamedFormats{"fp8", Format::kE4M3, Format::kE4M3Root},
     NamedFormats{"dynamic8", Format::kDynamic8Signed, Format::kDynamic8Unsigned},
     NamedFormats{"dynamic8-2048", Format::kDynamic8Signed, Format::kDynamic8Unsigned, 2048},
     NamedFormats{"ao8", Format::kAo8Signed, Format::kAo8Unsigned},
