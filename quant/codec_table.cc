@@ -55,6 +55,7 @@ constexpr std::array kNamedFormats{
     NamedFormats{"ao8", Format::kAo8Signed, Format::kAo8Unsigned},
     NamedFormats{"ao4", Format::kAo4Signed, Format::kAo4Unsigned},
     NamedFormats{"lpmm4", Format::kLpmm4Signed, Format::kLpmm4Unsigned},
+    NamedFormats{"aofp8", Format::kAoFP8, Format::kAoFP8},
 };
 
 constexpr auto kNames = [] {
