@@ -6,6 +6,7 @@
 #include <cmath>
 #include <utility>
 
+#include "outboard/error.h"
 #include "outboard_codecs.h"
 #include "quant/codec.h"
 #include "support/numbers.h"
@@ -51,6 +52,13 @@ std::vector<float> decode(StateFormat format, const std::vector<uint8_t>& codes,
   return values;
 }
 
+/// The array begins with these codes and scales.
+void expect_begins(const CodecArray& array, const std::vector<uint8_t>& codes,
+                   const std::vector<float>& scales) {
+  for (size_t i = 0; i < codes.size(); ++i) ASSERT_EQ(array.codes[i], codes[i]) << i;
+  for (size_t i = 0; i < scales.size(); ++i) ASSERT_TRUE(same_bits(scales[i], array.scales[i]));
+}
+
 float neighbour(float value, int32_t by) {
   int32_t rank = static_cast<int32_t>(exact::bits(value) & quant::kMagnitudeMask);
   rank = (std::signbit(value) ? -rank : rank) + by;
@@ -87,6 +95,18 @@ void expect_codes_by_search(const std::vector<float>& thresholds, bool sign_rule
       ASSERT_EQ(code, expected) << i << ": " << values[i];
     }
   });
+}
+
+TEST(PeerFormats, NamesStandForPairs) {
+  const StateFormats older = state_formats_named("dynamic8-2048");
+  EXPECT_EQ(older.signed_state, state_format(Format::kDynamic8Signed, 2048));
+  EXPECT_EQ(older.unsigned_state, state_format(Format::kDynamic8Unsigned, 2048));
+  EXPECT_EQ(state_formats_named("dynamic8").unsigned_state.block_elements, 256u);
+  EXPECT_EQ(state_formats_named("dynamic8_signed").unsigned_state.format, Format::kDynamic8Signed);
+  EXPECT_EQ(state_formats_named("ao4").unsigned_state.format, Format::kAo4Unsigned);
+  EXPECT_EQ(state_formats_named("ao8/lpmm4").unsigned_state.format, Format::kLpmm4Unsigned);
+  EXPECT_EQ(state_formats_named("aofp8").signed_state.format, Format::kAoFP8);
+  EXPECT_THROW(static_cast<void>(state_formats_named("ao8", 64)), Error);
 }
 
 TEST(PeerFormats, Dynamic8HasTheMapsOfBitsandbytes) {
@@ -161,8 +181,108 @@ TEST(PeerFormats, EveryCodeSurvivesWhereTheBlockHasItsTop) {
     for (const float scale : {1.0f, 0.7f, 3e-9f, 1.7e30f}) {
       expect_codes_survive<quant::Dynamic8Signed>(scale);
       expect_codes_survive<quant::Dynamic8Unsigned>(scale);
+      expect_codes_survive<quant::Ao8Signed>(scale);
+      expect_codes_survive<quant::Ao8Unsigned>(scale);
+      expect_codes_survive<quant::Ao4Signed>(scale);
+      expect_codes_survive<quant::Ao4Unsigned>(scale);
+      expect_codes_survive<quant::Lpmm4Signed>(scale);
+      expect_codes_survive<quant::Lpmm4Unsigned>(scale);
     }
   });
+}
+
+/// Moments of AdamW that begin as torchao's stored ones and take one gradient: what it stores next.
+void expect_steps(const std::string& name, Format signed_format, Format unsigned_format) {
+  const StateFormat first = state_format(signed_format);
+  const StateFormat second = state_format(unsigned_format);
+  std::vector<float> m(floats(name + "/gradient1").size());
+  std::vector<float> v(m.size());
+  for (const char* step : {"1", "2", "3"}) {
+    const std::vector<float> g = floats(name + "/gradient" + step);
+    for (size_t i = 0; i < g.size(); ++i) {
+      m[i] = exact::lerp(m[i], g[i], static_cast<float>(1 - 0.9));
+      v[i] = exact::lerp(v[i], exact::mul(g[i], g[i]), static_cast<float>(1 - 0.999));
+    }
+    const auto m_codes = bytes(name + "/m_codes" + step);
+    const auto v_codes = bytes(name + "/v_codes" + step);
+    const auto m_scales = floats(name + "/m_scales" + step);
+    const auto v_scales = floats(name + "/v_scales" + step);
+    expect_begins(encode(first, m), m_codes, m_scales);
+    expect_begins(encode(second, v), v_codes, v_scales);
+    m = decode(first, m_codes, m_scales, m.size());
+    v = decode(second, v_codes, v_scales, v.size());
+  }
+}
+
+TEST(PeerFormats, Ao8CodesAreThoseOfASearchAmongItsThresholds) {
+  expect_codes_by_search<quant::Ao8Signed>(floats("ao8/thresholds_s"), false);
+  expect_codes_by_search<quant::Ao8Unsigned>(floats("ao8/thresholds_u"), false);
+}
+
+TEST(PeerFormats, Ao8StoresThreeStepsOfAdamWAsTorchao) {
+  for_each_target([] { expect_steps("ao8", Format::kAo8Signed, Format::kAo8Unsigned); });
+}
+
+TEST(PeerFormats, AoScalesHaveAFloor) {
+  for (const Format format : {Format::kAo8Signed, Format::kAo4Unsigned}) {
+    EXPECT_EQ(encode(state_format(format), std::vector<float>(256, 0.0f)).scales[0], 1e-12f);
+    EXPECT_EQ(encode(state_format(format), std::vector<float>(256, 1e-20f)).scales[0], 1e-12f);
+  }
+}
+
+/// The midpoints k + 1/2 sixteenths.
+std::vector<float> uniform_thresholds(int32_t above) {
+  std::vector<float> thresholds;
+  for (int k = 1; k < 16; ++k) {
+    thresholds.push_back(neighbour((static_cast<float>(k) + 0.5f) / 16, above));
+  }
+  return thresholds;
+}
+
+TEST(PeerFormats, Ao4CodesAreThoseOfASearchAmongItsThresholds) {
+  expect_codes_by_search<quant::Ao4Signed>(floats("ao4/thresholds_s"), false);
+  expect_codes_by_search<quant::Ao4Unsigned>(uniform_thresholds(0), false);
+}
+
+TEST(PeerFormats, Ao4StoresThreeStepsOfAdamWAsTorchao) {
+  for_each_target([] { expect_steps("ao4", Format::kAo4Signed, Format::kAo4Unsigned); });
+}
+
+TEST(PeerFormats, AoFP8StoresThreeStepsOfAdamWAsTorchao) {
+  for_each_target([] { expect_steps("aofp8", Format::kAoFP8, Format::kAoFP8); });
+}
+
+TEST(PeerFormats, Lpmm4StoresGroupsAsLpmm) {
+  for (const auto& [name, length] :
+       {std::pair{"s128", 128}, {"u128", 128}, {"s64", 64}, {"s256", 256}}) {
+    const Format format = *name == 's' ? Format::kLpmm4Signed : Format::kLpmm4Unsigned;
+    const std::string key = std::string("lpmm4/") + name;
+    const auto codes = bytes(key + "/codes");
+    const auto scales = floats(key + "/scales");
+    const auto decoded = floats(key + "/decoded");
+    for_each_target([&, length = length] {
+      const StateFormat with_length = state_format(format, length);
+      expect_begins(encode(with_length, floats(key + "/values")), codes, scales);
+      EXPECT_TRUE(same_bits(decoded, decode(with_length, codes, scales, decoded.size())));
+    });
+  }
+}
+
+template <class FormatType>
+void expect_tie_codes(const std::string& key) {
+  const std::vector<float> values = floats(key + "/values");
+  const std::vector<uint8_t> codes = bytes(key + "/codes");
+  const typename FormatType::Encoder encoder(1.0f);
+  for (size_t i = 0; i < values.size(); ++i) {
+    EXPECT_EQ(encoder(values[i], 0), testing::reference_code<FormatType>(codes.data(), i))
+        << values[i];
+  }
+}
+
+TEST(PeerFormats, Lpmm4SettlesTiesAsLpmm) {
+  expect_tie_codes<quant::Lpmm4Signed>("lpmm4/ties_s");
+  expect_tie_codes<quant::Lpmm4Unsigned>("lpmm4/ties_u");
+  expect_codes_by_search<quant::Lpmm4Unsigned>(uniform_thresholds(1), false);
 }
 
 }  // namespace
