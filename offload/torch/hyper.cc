@@ -43,6 +43,21 @@ std::vector<double> list_of(const AdEMAMixOptions& o) {
   return {o.lr(),           beta1, beta2, beta3, o.alpha(), o.t_alpha(), o.t_beta3(), o.eps(),
           o.weight_decay(), 0};
 }
+std::vector<double> list_of(const LAMBOptions& o) {
+  const auto [beta1, beta2] = o.betas();
+  return {o.lr(), beta1, beta2, o.eps(), o.weight_decay(), o.max_unorm(), 0};
+}
+std::vector<double> list_of(const LARSOptions& o) {
+  return {o.lr(),
+          o.momentum(),
+          o.dampening(),
+          o.weight_decay(),
+          o.nesterov() ? 1.0 : 0.0,
+          o.eps(),
+          o.max_unorm(),
+          o.trust_coefficient(),
+          0};
+}
 
 template <class Options>
 void set_adam(Options& o, std::span<const double> v) {
@@ -66,6 +81,34 @@ void set_list(AdEMAMixOptions& o, std::span<const double> v) {
   o.lr(v[0]).betas({v[1], v[2], v[3]}).alpha(v[4]).t_alpha(v[5]).t_beta3(v[6]);
   o.eps(v[7]).weight_decay(v[8]);
 }
+void set_list(LAMBOptions& o, std::span<const double> v) {
+  o.lr(v[0]).betas(Betas(v[1], v[2])).eps(v[3]).weight_decay(v[4]).max_unorm(v[5]);
+}
+void set_list(LARSOptions& o, std::span<const double> v) {
+  o.lr(v[0]).momentum(v[1]).dampening(v[2]).weight_decay(v[3]).nesterov(v[4] != 0);
+  o.eps(v[5]).max_unorm(v[6]).trust_coefficient(v[7]);
+}
+
+// An option struct in an archive: one number for each hyper-parameter of its rule.
+template <class Options>
+void write(RuleId rule, const Options& options, torch::serialize::OutputArchive& archive) {
+  const std::vector<double> values = list_of(options);
+  for (size_t i = 0; i < values.size(); ++i) {
+    archive.write(std::string(rule_info(rule).hyper_parameters[i].key), c10::IValue(values[i]));
+  }
+}
+
+// The inverse; what the archive lacks stays as it is.
+template <class Options>
+void read(RuleId rule, Options& options, torch::serialize::InputArchive& archive) {
+  std::vector<double> values = list_of(options);
+  for (size_t i = 0; i < values.size(); ++i) {
+    c10::IValue value;
+    const std::string key(rule_info(rule).hyper_parameters[i].key);
+    if (archive.try_read(key, value)) values[i] = value.toDouble();
+  }
+  set_list(options, values);
+}
 
 // Calls `visit(rule, options)` with the struct's own type if it is `Typed`; returns whether it is.
 template <class Typed, class Options, class Visit>
@@ -85,12 +128,14 @@ void with_type(Options& options, const Visit& visit) {
                         visit_as<LionOptions>(RuleId::kLion, options, visit) ||
                         visit_as<AdagradOptions>(RuleId::kAdagrad, options, visit) ||
                         visit_as<RMSpropOptions>(RuleId::kRMSprop, options, visit) ||
-                        visit_as<AdEMAMixOptions>(RuleId::kAdEMAMix, options, visit);
+                        visit_as<AdEMAMixOptions>(RuleId::kAdEMAMix, options, visit) ||
+                        visit_as<LAMBOptions>(RuleId::kLAMB, options, visit) ||
+                        visit_as<LARSOptions>(RuleId::kLARS, options, visit);
   if (is_known) return;
   fail(ErrorKind::kType, kWho, "there is no native rule for options of type ",
        c10::demangle(typeid(options).name()), "; give AdamWOptions, AdamOptions, SGDOptions, ",
-       "AdagradOptions, RMSpropOptions, LionOptions or AdEMAMixOptions, or a factory of the ",
-       "optimizer");
+       "AdagradOptions, RMSpropOptions, LionOptions, AdEMAMixOptions, LAMBOptions or LARSOptions, ",
+       "or a factory of the optimizer");
 }
 
 }  // namespace
@@ -155,6 +200,19 @@ void AdEMAMixOptions::serialize(torch::serialize::InputArchive& archive) {
   read("t_beta3", t_beta3_);
   read("eps", eps_);
   read("weight_decay", weight_decay_);
+}
+
+void LAMBOptions::serialize(torch::serialize::OutputArchive& archive) const {
+  write(RuleId::kLAMB, *this, archive);
+}
+void LAMBOptions::serialize(torch::serialize::InputArchive& archive) {
+  read(RuleId::kLAMB, *this, archive);
+}
+void LARSOptions::serialize(torch::serialize::OutputArchive& archive) const {
+  write(RuleId::kLARS, *this, archive);
+}
+void LARSOptions::serialize(torch::serialize::InputArchive& archive) {
+  read(RuleId::kLARS, *this, archive);
 }
 
 }  // namespace outboard

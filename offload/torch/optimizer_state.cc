@@ -40,6 +40,10 @@ std::string class_name(RuleId rule) {
       return "torch.optim.rmsprop.RMSprop";
     case RuleId::kAdEMAMix:
       return "outboard.optim.AdEMAMix";
+    case RuleId::kLAMB:
+      return "outboard.optim.LAMB";
+    case RuleId::kLARS:
+      return "outboard.optim.LARS";
   }
   return std::string(rule_info(rule).name);
 }
@@ -209,7 +213,8 @@ void CPUOffloadOptimizer::Impl::check_saved(const Snapshot& saved,
            class_name(*rule));
   }
   const bool counts_steps = rule == RuleId::kAdamW || rule == RuleId::kAdam ||
-                            rule == RuleId::kAdagrad || rule == RuleId::kAdEMAMix;
+                            rule == RuleId::kAdagrad || rule == RuleId::kAdEMAMix ||
+                            rule == RuleId::kLAMB;
   for (size_t i = 0; i < saved.states.size() && counts_steps; ++i) {
     const TensorMap& state = saved.states[i];
     const bool has_step =

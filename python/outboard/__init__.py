@@ -14,7 +14,7 @@ load_library()
 
 from .checkpoint import load, save  # noqa: E402
 from .cpu_offload_optimizer import CPUOffloadOptimizer  # noqa: E402
-from .optim import AdEMAMix, Lion  # noqa: E402
+from .optim import LAMB, LARS, AdEMAMix, Lion  # noqa: E402
 from .stats import MemoryStats, Stats, StepStats  # noqa: E402
 
 
@@ -25,6 +25,8 @@ def build_info() -> dict[str, str]:
 
 __version__ = build_info().get("version", "unknown")
 __all__ = [
+    "LAMB",
+    "LARS",
     "AdEMAMix",
     "CPUOffloadOptimizer",
     "Lion",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .hyper import WHO
-from .optim import AdEMAMix, Lion
+from .optim import LAMB, LARS, AdEMAMix, Lion
 
 # Exact classes: a subclass may compute something else, and runs through the generic path.
 NATIVE = {
@@ -21,6 +21,8 @@ NATIVE = {
     torch.optim.RMSprop: "RMSprop",
     Lion: "Lion",
     AdEMAMix: "AdEMAMix",
+    LAMB: "LAMB",
+    LARS: "LARS",
 }
 # A state tensor that exists only while a group's option is set.
 NEEDED_BY = {

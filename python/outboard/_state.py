@@ -15,7 +15,7 @@ from .hyper import WHO
 
 FORMAT_VERSION = 1
 # Rules whose scalars need the count; the others only ask whether there was a step.
-NEEDS_STEP = ("AdamW", "Adam", "Adagrad", "AdEMAMix")
+NEEDS_STEP = ("AdamW", "Adam", "Adagrad", "AdEMAMix", "LAMB")
 
 
 def fail(what: str, remedy: str = "load a state dict saved from the same parameters") -> None:
@@ -75,8 +75,8 @@ def native_entry(
         is_needed = bool(group.get(NEEDED_BY[key])) if key in NEEDED_BY else True
         value = entry.get(key)
         if value is None and is_needed and entry:
-            # Torch's SGD makes its buffer at the first step with momentum.
-            if rule == "SGD":
+            # SGD and LARS make their buffer at the first step with momentum.
+            if rule in ("SGD", "LARS"):
                 continue
             fail(f"the state of '{name}' lacks '{key}'")
         if value is not None and is_needed:

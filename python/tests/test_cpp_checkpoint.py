@@ -26,6 +26,8 @@ CLASSES = {
     ),
     "RMSprop": (torch.optim.RMSprop, {"lr": 1e-2, "centered": True, "momentum": 0.5}),
     "AdEMAMix": (outboard.AdEMAMix, {"lr": 1e-2, "t_alpha": 4, "t_beta3": 4}),
+    "LAMB": (outboard.LAMB, {"lr": 1e-2, "weight_decay": 0.1, "max_unorm": 0.5}),
+    "LARS": (outboard.LARS, {"lr": 1.0, "weight_decay": 0.1}),
     "Generic": (OwnRMSprop, {"lr": 1e-2}),
 }
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

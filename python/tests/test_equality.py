@@ -24,6 +24,7 @@ RULES = {
     "adamw": (torch.optim.AdamW, {"amsgrad": True}),
     "sgd": (torch.optim.SGD, {"momentum": 0.9}),
     "ademamix": (outboard.AdEMAMix, {"t_alpha": 3, "t_beta3": 4}),
+    "lamb": (outboard.LAMB, {"weight_decay": 0.1}),
     "adadelta": (torch.optim.Adadelta, {}),
 }
 

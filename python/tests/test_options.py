@@ -217,6 +217,38 @@ def test_ademamix_alone_is_a_torch_optimizer():
             outboard.AdEMAMix(p, **bad)
 
 
+def test_lamb_and_lars_alone_move_each_parameter_by_its_norm():
+    for cls, trust in ((outboard.LAMB, 1.0), (outboard.LARS, 1e-3)):
+        p = make_parameters()
+        optimizer = cls(p, lr=torch.tensor(0.1), weight_decay=0.5, eps=0.0)
+        before = clones(p)
+        train(optimizer, p, 1)
+        for q, old in zip(p, before, strict=True):
+            moved = (q - old).norm().item()
+            if cls is outboard.LAMB:  # |lr * (|p| / |r|) * r|
+                assert moved == pytest.approx(0.1 * old.norm().item(), rel=1e-4)
+            else:  # decay may cancel or add
+                assert 0 < moved <= 0.1 * trust * old.norm().item() * 1.001
+
+
+def test_max_unorm_clips_the_update_and_leaves_zeros_free_to_move():
+    for cls in (outboard.LAMB, outboard.LARS):
+        p = make_parameters()
+        with torch.no_grad():
+            p[0].zero_()
+        before = clones(p)
+        train(cls(p, lr=1.0, max_unorm=1e-3), p, 1)
+        assert p[0].abs().sum() > 0
+        for q, old in zip(p[1:], before[1:], strict=True):
+            moved = (q - old).norm().item()
+            assert moved == pytest.approx(1e-3 * old.norm().item(), rel=1e-3)
+        for bad in ({"max_unorm": -1.0}, {"eps": float("nan")}, {"lr": -1.0}):
+            with pytest.raises(ValueError, match=cls.__name__):
+                cls(p, **bad)
+    with pytest.raises(ValueError, match="nesterov"):
+        outboard.LARS(p, nesterov=True, dampening=0.5)
+
+
 def test_build_info_names_the_version():
     assert outboard.build_info()["version"] == outboard.__version__
     assert "cuda" in outboard.build_info()

@@ -55,6 +55,15 @@ CLOSE_CASES = {
         {"lr": 1e-2, "t_alpha": 6, "t_beta3": 3, "alpha": 2.0, "maximize": True},
     ),
     "ademamix_from_zero": (outboard.AdEMAMix, {"lr": 1e-2, "t_beta3": 6, "betas": (0, 0.9, 0.99)}),
+    "lamb": (outboard.LAMB, {"lr": 1e-2, "weight_decay": 0.3}),
+    "lamb_clipped": (outboard.LAMB, {"lr": 1e-2, "weight_decay": 0.3, "max_unorm": 0.1}),
+    "lars": (outboard.LARS, {"lr": 1.0, "weight_decay": 0.3, "maximize": True}),
+    "lars_nesterov": (outboard.LARS, {"lr": 1.0, "nesterov": True, "trust_coefficient": 0.01}),
+    "lars_plain": (outboard.LARS, {"lr": 1.0, "momentum": 0.0, "eps": 1.0}),
+    "lars_clipped": (
+        outboard.LARS,
+        {"lr": 0.1, "weight_decay": 0.3, "max_unorm": 0.02, "dampening": 0.5},
+    ),
 }
 
 

@@ -21,6 +21,8 @@ CLASSES = {
     ),
     "rmsprop": (torch.optim.RMSprop, {"lr": 1e-2, "momentum": 0.5, "centered": True}),
     "ademamix": (outboard.AdEMAMix, {"lr": 1e-2, "t_alpha": 6, "t_beta3": 5}),
+    "lamb": (outboard.LAMB, {"lr": 1e-2, "weight_decay": 0.1}),
+    "lars": (outboard.LARS, {"lr": 1.0, "weight_decay": 0.1}),
     "adadelta": (torch.optim.Adadelta, {"lr": 0.5}),
 }
 

@@ -111,6 +111,10 @@ TEST_P(CheckpointTest, OtherRulesResumeBitByBit) {
                       native(GetParam(), RMSpropOptions(1e-2).centered(true).momentum(0.5)));
   expect_exact_resume(GetParam(), at::kBFloat16,
                       native(GetParam(), AdEMAMixOptions(1e-2).t_alpha(6).t_beta3(6)));
+  expect_exact_resume(GetParam(), at::kFloat,
+                      native(GetParam(), LAMBOptions(1e-2).weight_decay(0.1).max_unorm(0.5)));
+  expect_exact_resume(GetParam(), at::kBFloat16,
+                      native(GetParam(), LARSOptions(1.0).weight_decay(0.1).nesterov(true)));
 }
 
 TEST_P(CheckpointTest, AClassFromAFactoryResumesBitByBit) {

@@ -74,6 +74,8 @@ void expect_the_same_bits_everywhere(Place place, const Options& base) {
 TEST_P(CPUOffloadOptimizerTest, RulesThatTorchLacksHaveTheSameBitsEverywhere) {
   expect_the_same_bits_everywhere(GetParam(), LionOptions(1e-2).weight_decay(0.1));
   expect_the_same_bits_everywhere(GetParam(), AdEMAMixOptions(1e-2).alpha(2).t_alpha(3).t_beta3(4));
+  expect_the_same_bits_everywhere(GetParam(), LAMBOptions(1e-2).weight_decay(0.1));
+  expect_the_same_bits_everywhere(GetParam(), LARSOptions(1.0).max_unorm(0.01));
 }
 
 TEST_P(CPUOffloadOptimizerTest, TheSlowAverageWarmsUp) {

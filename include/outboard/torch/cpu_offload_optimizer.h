@@ -64,6 +64,44 @@ struct AdEMAMixOptions : public torch::optim::OptimizerCloneableOptions<AdEMAMix
   void set_lr(double lr) override { lr_ = lr; }
 };
 
+/// Options of the native rule LAMB; with `max_unorm` > 0 it is bitsandbytes' LAMB, AdamW with a
+/// clipped update.
+struct LAMBOptions : public torch::optim::OptimizerCloneableOptions<LAMBOptions> {
+  explicit LAMBOptions(double lr = 1e-3) : lr_(lr) {}
+  using betas_t = std::tuple<double, double>;
+  TORCH_ARG(double, lr) = 1e-3;
+  TORCH_ARG(betas_t, betas) = std::make_tuple(0.9, 0.999);
+  TORCH_ARG(double, eps) = 1e-8;
+  TORCH_ARG(double, weight_decay) = 0;
+  TORCH_ARG(double, max_unorm) = 0;
+
+ public:
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+  [[nodiscard]] double get_lr() const override { return lr_; }
+  void set_lr(double lr) override { lr_ = lr; }
+};
+
+/// Options of the native rule LARS; with `max_unorm` > 0 it is bitsandbytes' LARS, SGD with a
+/// clipped update.
+struct LARSOptions : public torch::optim::OptimizerCloneableOptions<LARSOptions> {
+  explicit LARSOptions(double lr = 1e-3) : lr_(lr) {}
+  TORCH_ARG(double, lr) = 1e-3;
+  TORCH_ARG(double, momentum) = 0.9;
+  TORCH_ARG(double, dampening) = 0;
+  TORCH_ARG(double, weight_decay) = 0;
+  TORCH_ARG(bool, nesterov) = false;
+  TORCH_ARG(double, eps) = 1e-8;
+  TORCH_ARG(double, max_unorm) = 0;
+  TORCH_ARG(double, trust_coefficient) = 1e-3;
+
+ public:
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+  [[nodiscard]] double get_lr() const override { return lr_; }
+  void set_lr(double lr) override { lr_ = lr; }
+};
+
 /// What CPUOffloadOptimizer is made with, beside the options of the base optimizer.
 struct CPUOffloadOptions {
   /// Device gradients are freed as soon as they are copied; further backwards are added in fp32 on
@@ -109,9 +147,9 @@ class CPUOffloadOptimizer : public torch::optim::Optimizer {
       std::function<std::unique_ptr<torch::optim::Optimizer>(std::vector<torch::Tensor>)>;
 
   /// One native rule, chosen by the type of `base`: torch's AdamWOptions, AdamOptions, SGDOptions,
-  /// AdagradOptions, RMSpropOptions, or LionOptions, AdEMAMixOptions. Groups without options get
-  /// `base`. Allocates host memory and reads the weights (blocks). Throws Error for wrong values
-  /// (kValue), types (kType) or memory that cannot be had (kMemory).
+  /// AdagradOptions, RMSpropOptions, or LionOptions, AdEMAMixOptions, LAMBOptions, LARSOptions.
+  /// Groups without options get `base`. Allocates host memory and reads the weights (blocks).
+  /// Throws Error for wrong values (kValue), types (kType) or memory that cannot be had (kMemory).
   template <std::derived_from<torch::optim::OptimizerOptions> Base>
   CPUOffloadOptimizer(ParamGroups groups, Base base, CPUOffloadOptions options = {})
       : CPUOffloadOptimizer(std::move(groups), std::make_unique<Base>(std::move(base)), nullptr,

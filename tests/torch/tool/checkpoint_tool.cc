@@ -41,6 +41,10 @@ std::unique_ptr<CPUOffloadOptimizer> make(const std::string& name,
     return with(torch::optim::RMSpropOptions(1e-2).centered(true).momentum(0.5));
   }
   if (name == "AdEMAMix") return with(outboard::AdEMAMixOptions(1e-2).t_alpha(4).t_beta3(4));
+  if (name == "LAMB") {
+    return with(outboard::LAMBOptions(1e-2).weight_decay(0.1).max_unorm(0.5));
+  }
+  if (name == "LARS") return with(outboard::LARSOptions(1.0).weight_decay(0.1));
   return std::make_unique<CPUOffloadOptimizer>(  // "Generic"
       parameters,
       [](std::vector<at::Tensor> tensors) {
