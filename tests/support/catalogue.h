@@ -34,9 +34,9 @@ struct KeepNormRules<std::tuple<Kept...>> {
 };
 template <class... Kept, class First, class... Rest>
 struct KeepNormRules<std::tuple<Kept...>, First, Rest...>
-    : KeepNormRules<std::conditional_t<NeedsNorms<First>, std::tuple<Kept..., First>,
-                                       std::tuple<Kept...>>,
-                    Rest...> {};
+    : KeepNormRules<
+          std::conditional_t<NeedsNorms<First>, std::tuple<Kept..., First>, std::tuple<Kept...>>,
+          Rest...> {};
 
 /// The rules that need norms of whole parameters.
 using NormRules = KeepNormRules<std::tuple<>
