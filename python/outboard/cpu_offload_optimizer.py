@@ -36,8 +36,8 @@ class CPUOffloadOptimizer(StateDicts):
 
     Arguments:
         params: as any torch optimizer takes them, names included.
-        optimizer_class: torch.optim.AdamW, Adam, SGD, Adagrad, RMSprop, outboard.Lion and AdEMAMix
-            have native rules; any other class runs on fp32 host masters. Its keyword arguments
+        optimizer_class: torch.optim.AdamW, Adam, SGD, Adagrad, RMSprop and outboard.Lion, AdEMAMix,
+            LAMB, LARS have native rules; any other class runs on fp32 host masters. Its keyword arguments
             follow as ours.
         offload_gradients: free a device gradient once it is copied; the host adds up further
             backwards in fp32. Clip with max_grad_norm or this class's clip_grad_norm_ then.
