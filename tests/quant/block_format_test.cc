@@ -14,13 +14,16 @@
 #include "support/catalogue.h"
 #include "support/numbers.h"
 #include "support/reference_codec.h"
+#include "support/targets.h"
 
 namespace outboard {
 namespace {
 
 using quant::BlockEncoder;
+using testing::CodecArray;
+using testing::for_each_target;
 using testing::Numbers;
-using testing::same_bits;
+using testing::reference_encode;
 
 /// Formats of second moments that store the root, and whose scale is the largest root.
 template <class T>
@@ -63,10 +66,10 @@ std::vector<float> levels(float scale) {
   return {values.begin(), values.end()};
 }
 
-/// Values from everywhere in a block whose largest magnitude is `largest`, with every level, every
-/// midpoint of two levels, and the floats next to those.
+/// Every level and every midpoint of two levels of a block whose largest magnitude is `largest`,
+/// and the floats next to those.
 template <class Definition>
-std::vector<float> sweep(float largest) {
+std::vector<float> near_levels(float largest) {
   std::vector<float> values;
   const std::vector<float> all = levels<Definition>(Definition::scale(largest));
   for (size_t i = 0; i + 1 < all.size(); ++i) {
@@ -77,13 +80,20 @@ std::vector<float> sweep(float largest) {
                     {value, std::nextafter(value, -INFINITY), std::nextafter(value, INFINITY)});
     }
   }
+  std::erase_if(values, [&](float value) {
+    return std::fabs(value) > largest || (!Definition::kIsSigned && value < 0);
+  });
+  return values;
+}
+
+/// Those, and values from everywhere in the block.
+template <class Definition>
+std::vector<float> sweep(float largest) {
+  std::vector<float> values = near_levels<Definition>(largest);
   for (int i = 0; i <= 20000; ++i) {
     const float at = static_cast<float>(i) / 20000.0f;
     values.push_back((Definition::kIsSigned ? 2 * at - 1 : at * at) * largest);
   }
-  std::erase_if(values, [&](float value) {
-    return std::fabs(value) > largest || (!Definition::kIsSigned && value < 0);
-  });
   return values;
 }
 
@@ -151,6 +161,26 @@ TYPED_TEST(BlockFormatTest, SecondMomentsNeverBecomeZero) {
         ASSERT_GT(decoder(BlockEncoder<TypeParam>(scale)(value, draw)), 0.0f) << value;
       }
     }
+  }
+}
+
+/// On a threshold, and with the smallest random number, one comparison too many or too few shows.
+TYPED_TEST(BlockFormatTest, EveryTargetAgreesWithTheDefinitionOnThresholds) {
+  const StateFormat format = state_format(format_named(TypeParam::kName).format);
+  RandomContext random = {.key = {5, 6}, .step = 1, .stream = 2};
+  uint64_t offset = 0;  // such that element 1 draws 0
+  while (random16(random.key, random.step, random.stream, offset + 1) != 0) ++offset;
+  for (const float value : near_levels<TypeParam>(1.0f)) {
+    std::vector<float> values(format.unit_elements(), value);
+    for (size_t i = 0; i < values.size(); i += format.block_elements) values[i] = 1.0f;
+    CodecArray expected(format, values.size());
+    reference_encode<TypeParam>(values, values.size(), random, offset, expected.view());
+    for_each_target([&] {
+      CodecArray actual(format, values.size());
+      codec(format.format)
+          .encode(values.data(), 0, values.size(), values.size(), random, offset, actual.view());
+      ASSERT_TRUE(expected == actual) << value;
+    });
   }
 }
 
