@@ -10,11 +10,47 @@
 #include <cstdint>
 
 #include "gpu_kernels/cuda_check.h"
+#include "gpu_kernels/fast_arithmetic.cuh"
 #include "gpu_kernels/launch.h"
 #include "gpu_kernels/measure.cuh"
 #include "gpu_kernels/step_run.cuh"
 
 namespace outboard::gpu {
+
+/// Whether a rule names a common case; see outboard/rule.h.
+template <class Rule>
+concept HasUsualCase = requires(const typename Rule::template Scalars<float>& scalars) {
+  Rule::is_usual(scalars);
+};
+
+/// Applies the rule to a run, in place. States that give their roots (see outboard/rule.h) to a
+/// codec that takes them become these. kUsual: the rule's common case; returns true if the values
+/// are void, because it was not that common.
+template <class Rule, class Formats, int kRun, bool kUsual>
+__device__ __forceinline__ bool update_values(const typename Rule::template Scalars<float>& scalars,
+                                              RunValues<Rule, kRun>& values) {
+  using States = RuleStates<Rule>;
+  FastArithmetic arithmetic;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    float element[States::kSlots];
+    float roots[kMaxStates];
+#pragma unroll
+    for (int s = 0; s < States::kSlots; ++s) element[s] = values.state[s][i];
+    if constexpr (kUsual) {
+      Rule::update_usual(scalars, values.gradient[i], values.weight[i], element, roots, arithmetic);
+    } else if constexpr (States::kRoots != 0) {
+      Rule::update(scalars, values.gradient[i], values.weight[i], element, roots);
+    } else {
+      Rule::update(scalars, values.gradient[i], values.weight[i], element);
+    }
+#pragma unroll
+    for (int s = 0; s < States::kSlots; ++s) {
+      values.state[s][i] = gives_root<Rule, Formats>(s) ? roots[s] : element[s];
+    }
+  }
+  return arithmetic.is_rare;
+}
 
 /// Updates kRun elements in this lane.
 template <class Rule, class Types, class Formats, int kRun, bool kUsual, bool kWhole>
@@ -24,25 +60,23 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
   using States = RuleStates<Rule>;
   const LaunchTypes types = Types::of(arguments.types);
   const StateAccess<Rule, Formats> states{arguments, parameter};
-  const auto gives_root = [](int s) {
-    return ((States::kRoots >> s) & 1) != 0 && Formats::takes_roots((States::kSigned >> s) & 1);
-  };
   WeightRun<kRun, kWhole> weight;
   RunValues<Rule, kRun> values;
   load_values<Rule, Types, Formats, kRun, kWhole>(types, states, run, weight, values);
-
+  const bool is_void = update_values < Rule, Formats, kRun, kUsual && kWhole > (scalars, values);
+  if constexpr (kUsual && kWhole) {
+    if (__any_sync(0xFFFFFFFFu, is_void)) {  // nothing is stored yet: the warp begins again
+      load_values<Rule, Types, Formats, kRun, kWhole>(types, states, run, weight, values);
+      update_values<Rule, Formats, kRun, false>(scalars, values);
+    }
+  }
+  if constexpr (!kWhole) {
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    float element[States::kSlots];
+    for (int i = 0; i < kRun; ++i) {
+      if (i < run.count) continue;
+      values.weight[i] = 0;
 #pragma unroll
-    for (int s = 0; s < States::kSlots; ++s) element[s] = values.state[s][i];
-    float roots[kMaxStates];
-    update_element<Rule, kUsual>(scalars, values.gradient[i], values.weight[i], element, roots);
-    const bool is_padding = !kWhole && i >= run.count;
-    if (is_padding) values.weight[i] = 0;
-#pragma unroll
-    for (int s = 0; s < States::kSlots; ++s) {
-      values.state[s][i] = is_padding ? 0 : gives_root(s) ? roots[s] : element[s];
+      for (int s = 0; s < States::kSlots; ++s) values.state[s][i] = 0;
     }
   }
 
@@ -55,7 +89,7 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
     random.stream = static_cast<uint32_t>(s) + 1;
     states.with_codec(s, [&](auto codec) {
       if constexpr (decltype(codec)::kTakesRoots) {
-        if (gives_root(s)) {
+        if (gives_root<Rule, Formats>(s)) {
           codec.template store_roots<kRun>(states.array(s), run.first, values.state[s], random);
           return;
         }
@@ -69,12 +103,6 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
 /// an H200 is 3 to 5 % slower on 16-bit weights and states.
 template <class Types>
 inline constexpr int kResidentBlocks = Types::kIsFixed ? 4 : 3;
-
-/// Whether a rule names a common case; see outboard/rule.h.
-template <class Rule>
-concept HasUsualCase = requires(const typename Rule::template Scalars<float>& scalars) {
-  Rule::is_usual(scalars);
-};
 
 /// One block updates kBlockElements elements of one parameter, each warp 32 * kRun at a time.
 /// kUsual: compiled for the rule's common case only.
@@ -107,7 +135,13 @@ void launch_case(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   };
   // Kernels that wait for memory anyway gain nothing from fewer branches.
   if constexpr (HasUsualCase<Rule> && Formats::kIsFixed && Formats::kHasBlocks) {
-    Rule::is_usual(arguments.scalars) ? launch(std::true_type{}) : launch(std::false_type{});
+    if (Rule::is_usual(arguments.scalars)) {
+      launch(std::true_type{});
+    } else if constexpr (Types::kIsFixed) {
+      launch_case<Rule, AnyTypes, Formats>(arguments, stream);
+    } else {
+      launch(std::false_type{});
+    }
   } else {
     launch(std::false_type{});
   }
@@ -160,6 +194,12 @@ void launch_rule(const LaunchKey& key, const DeviceTable& table, StreamHandle st
   if (launch_with_types<Rule, Single>(arguments, stream)) return;
   if (launch_with_types<Rule, Split>(arguments, stream)) return;
   if (launch_with_types<Rule, Stochastic>(arguments, stream)) return;
+  using FourBit = FixedFormats<Format::kNF4, Format::kRoot4>;
+  using Mixed = FixedFormats<Format::kSym8, Format::kRoot4>;
+  using Dynamic = FixedFormats<Format::kDynamic8Signed, Format::kDynamic8Unsigned>;
+  if (launch_if<Rule, AnyTypes, FourBit>(arguments, stream)) return;
+  if (launch_if<Rule, AnyTypes, Mixed>(arguments, stream)) return;
+  if (launch_if<Rule, AnyTypes, Dynamic>(arguments, stream)) return;
   launch_case<Rule, AnyTypes, AnyFormats>(arguments, stream);
 }
 

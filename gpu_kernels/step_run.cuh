@@ -142,18 +142,11 @@ struct RuleStates {
       mask([](const StateInfo& state) { return state.needed_by < 0; });
 };
 
-/// Calls the rule's update; `roots` receives what the rule can give of RuleStates::kRoots.
-template <class Rule, bool kUsual>
-__device__ __forceinline__ void update_element(
-    const typename Rule::template Scalars<float>& scalars, float gradient, float& weight,
-    float* state, float* roots) {
-  if constexpr (kUsual) {
-    Rule::update_usual(scalars, gradient, weight, state, roots);
-  } else if constexpr (RuleStates<Rule>::kRoots != 0) {
-    Rule::update(scalars, gradient, weight, state, roots);
-  } else {
-    Rule::update(scalars, gradient, weight, state);
-  }
+/// Whether state `s` is stored from the root that the rule forms.
+template <class Rule, class Formats>
+__device__ __forceinline__ constexpr bool gives_root(int s) {
+  using States = RuleStates<Rule>;
+  return ((States::kRoots >> s) & 1) != 0 && Formats::takes_roots((States::kSigned >> s) & 1);
 }
 
 /// Everything a launch needs, by value in constant memory.

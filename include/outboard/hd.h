@@ -101,6 +101,30 @@ OUTBOARD_HD double flush_root(double root, double square) {
   return square < 1.1754943508222875e-38 ? 0.0 : root;
 }
 
+/// The operations that a rule may be given in another form; see outboard/rule.h.
+struct Arithmetic {
+  template <class T>
+  OUTBOARD_HD T sqrt(T a) {
+    return exact::sqrt(a);
+  }
+  template <class T>
+  OUTBOARD_HD T div(T a, T b) {
+    return exact::div(a, b);
+  }
+  template <class T>
+  OUTBOARD_HD T div_by_constant(T value, T divisor, T reciprocal) {
+    return exact::div_by_constant(value, divisor, reciprocal);
+  }
+  template <class T>
+  OUTBOARD_HD T flush_subnormal(T a) {
+    return exact::flush_subnormal(a);
+  }
+  template <class T>
+  OUTBOARD_HD T flush_root(T root, T square) {
+    return exact::flush_root(root, square);
+  }
+};
+
 }  // namespace outboard::exact
 
 #endif  // OUTBOARD_HD_H_

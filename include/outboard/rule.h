@@ -24,11 +24,13 @@
 //     static OUTBOARD_HD void update(const Scalars<T>&, T gradient, T& weight, T* state, T* roots);
 //
 // A rule with options that cost time in every element may name the common case, for which the GPU
-// then has kernels without the others' branches:
+// then has kernels without the others' branches. Roots and quotients are asked of `arithmetic`
+// (exact::Arithmetic, or a form that is exact for most operands and says when it was not):
 //
 //     static OUTBOARD_HD bool is_usual(const Scalars<float>&);
+//     template <class Arithmetic>
 //     static OUTBOARD_HD void update_usual(const Scalars<float>&, float gradient, float& weight,
-//                                          float* state, float* roots);
+//                                          float* state, float* roots, Arithmetic& arithmetic);
 //
 // `update` takes the gradient as stored (it multiplies by the gradient scale itself), the decoded
 // master as `weight`, and stores flushed states. In float it is the CUDA code and defines every

@@ -33,19 +33,21 @@ struct Adam {
   static constexpr uint32_t kRoots = kAdamRoots;
 
   static OUTBOARD_HD bool is_usual(const Scalars<float>& s) { return is_usual_adam(s); }
+  template <class Arithmetic>
   static OUTBOARD_HD void update_usual(const Scalars<float>& s, float gradient, float& weight,
-                                       float* state, float* roots) {
-    adam_update<true>(s, gradient, weight, state, roots);
+                                       float* state, float* roots, Arithmetic& arithmetic) {
+    adam_update<true>(s, gradient, weight, state, roots, arithmetic);
   }
 
   template <class T>
   static OUTBOARD_HD void update(const Scalars<T>& s, T gradient, T& weight, T* state, T* roots) {
-    adam_update<false>(s, gradient, weight, state, roots);
+    exact::Arithmetic arithmetic;
+    adam_update<false>(s, gradient, weight, state, roots, arithmetic);
   }
   template <class T>
   static OUTBOARD_HD void update(const Scalars<T>& s, T gradient, T& weight, T* state) {
     T roots[3];
-    adam_update<false>(s, gradient, weight, state, roots);
+    update(s, gradient, weight, state, roots);
   }
 };
 

@@ -76,10 +76,14 @@ template <class T>
       .amsgrad = hyper[kAmsgrad] != 0};
 }
 
-/// No L2 decay, no amsgrad, and a first moment that keeps more than half of itself.
+/// No L2 decay, no amsgrad, a first moment that keeps more than half of itself, and scalars with
+/// which a denominator lies in [2^-60, 2^45] for a root of up to 2^30, and with which a numerator
+/// of 2^-90 belongs to a moment that is not subnormal.
 OUTBOARD_HD bool is_usual_adam(const AdamScalars<float>& s) {
-  const bool is_short = !(s.one_minus_beta1 < 0.0f) && s.one_minus_beta1 < 0.5f;
-  return is_short && s.l2 == 0.0f && s.amsgrad == 0;
+  const bool is_short = s.one_minus_beta1 >= 0.0f && s.one_minus_beta1 < 0.5f;
+  const bool is_in_range = s.epsilon >= 0x1p-60f && s.epsilon <= 0x1p20f &&
+                           s.root_correction >= 0x1p-10f && s.step_size <= 0x1p20f;
+  return is_short && is_in_range && s.l2 == 0.0f && s.amsgrad == 0;
 }
 
 /// States whose roots adam_update forms: v and x.
@@ -88,8 +92,9 @@ inline constexpr uint32_t kAdamRoots = 0b110;
 /// One element of Adam or AdamW. `state` is m, v and, with amsgrad, x. The stored states are
 /// flushed; the weight is updated from the unflushed ones. `roots` receives the roots of the stored
 /// v and x. kIsUsual: is_usual_adam holds.
-template <bool kIsUsual, class T>
-OUTBOARD_HD void adam_update(const AdamScalars<T>& s, T gradient, T& weight, T* state, T* roots) {
+template <bool kIsUsual, class T, class Arithmetic>
+OUTBOARD_HD void adam_update(const AdamScalars<T>& s, T gradient, T& weight, T* state, T* roots,
+                             Arithmetic& arithmetic) {
   const bool has_maximum = !kIsUsual && s.amsgrad != 0;
   T g = exact::mul(gradient, s.gradient_scale);
   if (!kIsUsual && s.l2 != T(0)) g = exact::fma(s.l2, weight, g);
@@ -101,15 +106,16 @@ OUTBOARD_HD void adam_update(const AdamScalars<T>& s, T gradient, T& weight, T* 
     z = exact::max(state[2], v);
     state[2] = exact::flush_subnormal(z);
   }
-  const T root = exact::sqrt(z);
-  const T corrected = exact::div_by_constant(root, s.root_correction, s.inverse_root_correction);
+  const T root = arithmetic.sqrt(z);
+  const T corrected =
+      arithmetic.div_by_constant(root, s.root_correction, s.inverse_root_correction);
   const T denominator = exact::add(corrected, s.epsilon);
   const T decayed = exact::mul(weight, s.decay);
-  weight = exact::sub(decayed, exact::div(exact::mul(s.step_size, m), denominator));
-  state[0] = exact::flush_subnormal(m);
-  state[1] = exact::flush_subnormal(v);
-  roots[1] = exact::flush_root(has_maximum ? exact::sqrt(v) : root, v);
-  roots[2] = exact::flush_root(root, z);
+  weight = exact::sub(decayed, arithmetic.div(exact::mul(s.step_size, m), denominator));
+  state[0] = arithmetic.flush_subnormal(m);
+  state[1] = arithmetic.flush_subnormal(v);
+  roots[1] = arithmetic.flush_root(has_maximum ? arithmetic.sqrt(v) : root, v);
+  roots[2] = arithmetic.flush_root(root, z);
 }
 
 }  // namespace outboard::rules

@@ -61,8 +61,9 @@ struct Lion {
            s.one_minus_beta2 < 0.5f;
   }
 
+  template <class Arithmetic>
   static OUTBOARD_HD void update_usual(const Scalars<float>& s, float gradient, float& weight,
-                                       float* state, float* /*roots*/) {
+                                       float* state, float* /*roots*/, Arithmetic&) {
     lion_update<true>(s, gradient, weight, state);
   }
 
