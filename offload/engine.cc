@@ -150,6 +150,11 @@ void Engine::ensure_states(size_t parameter, std::span<const double> hyper) {
   impl_->store.ensure_states(impl_->pipeline.parameter(parameter), hyper);
 }
 
+void Engine::set_formats(size_t parameter, const std::array<StateFormat, kMaxStates>& formats) {
+  impl_->pipeline.synchronize();
+  impl_->store.remake_states(impl_->pipeline.parameter(parameter), formats);
+}
+
 void Engine::synchronize() { impl_->pipeline.synchronize(); }
 
 size_t Engine::parameter_count() const { return impl_->pipeline.parameters().size(); }

@@ -33,7 +33,8 @@ struct Parameter {
   std::array<StateArray, kMaxStates> states = {};
   void* gradient_store = nullptr;       ///< pinned, the gradient's own type
   float* accumulator = nullptr;         ///< fp32 sums over micro-batches; made when first needed
-  std::shared_ptr<void> device_memory;  ///< states and master of a resident parameter
+  std::shared_ptr<void> device_master;  ///< of a resident parameter
+  std::shared_ptr<void> device_states;  ///< of a resident parameter: codes and scales
 
   // Segment sums: `device_sums` is written by the device and copied to `copied_sums`; `host_sums`
   // is written by the CPU.

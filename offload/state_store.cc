@@ -1,6 +1,9 @@
 // Memory of masters and states; see state_store.h.
 #include "offload/state_store.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "outboard/error.h"
 
 namespace outboard {
@@ -9,6 +12,7 @@ namespace {
 // Arrays in device memory start at multiples of this: whole 16-byte vectors, and no two arrays
 // share a cache line.
 constexpr size_t kDeviceAlignment = 256;
+constexpr size_t kHostAlignment = 64;
 }  // namespace
 
 struct StateStore::Wish {
@@ -52,32 +56,57 @@ std::vector<StateStore::Wish> StateStore::wishes_of(Parameter& parameter,
   const RuleInfo& rule = rule_info(*spec.rule);
   for (size_t i = 0; i < rule.states.size(); ++i) {
     if (!needs_state(rule, i, hyper) || parameter.states[i].codes != nullptr) continue;
-    const StateFormat& format = spec.formats[i];
-    parameter.states[i].block_elements = format.block_elements;
-    wishes.push_back(
-        {format.code_bytes(spec.elements), MemoryKind::kState, false, &parameter.states[i].codes});
-    if (format.scale_count(spec.elements) > 0) {
-      wishes.push_back({format.scale_count(spec.elements) * sizeof(float), MemoryKind::kState,
-                        false, reinterpret_cast<void**>(&parameter.states[i].scales)});
-    }
+    add_state_wishes(spec.formats[i], spec.elements, parameter.states[i], wishes);
   }
   return wishes;
 }
 
-void StateStore::grant_host(std::vector<Wish>& wishes) {
-  try {
-    for (Wish& wish : wishes) {
-      wish.array = host_memory_.reserve(wish.bytes, wish.kind, wish.transfer);
-    }
-  } catch (...) {
-    host_memory_.rollback();  // or the next commit would map what nobody wants any more
-    throw;
-  }
-  host_memory_.commit();
-  for (Wish& wish : wishes) *wish.pointer = wish.array.data();
+void StateStore::add_state_wishes(const StateFormat& format, size_t elements, StateArray& state,
+                                  std::vector<Wish>& wishes) {
+  state.block_elements = format.block_elements;
+  wishes.push_back({format.code_bytes(elements), MemoryKind::kState, false, &state.codes});
+  if (format.scale_count(elements) == 0) return;
+  wishes.push_back({format.scale_count(elements) * sizeof(float), MemoryKind::kState, false,
+                    reinterpret_cast<void**>(&state.scales)});
 }
 
-void StateStore::grant_device(Parameter& parameter, std::vector<Wish>& wishes) {
+void* StateStore::take_spare(size_t bytes) {
+  const size_t wanted = round_up(bytes, kHostAlignment);
+  auto best = spares_.end();
+  for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
+    if (spare->bytes < wanted || (best != spares_.end() && spare->bytes >= best->bytes)) continue;
+    best = spare;
+  }
+  if (wanted == 0 || best == spares_.end()) return nullptr;
+  std::byte* memory = best->begin;
+  best->begin += wanted;
+  best->bytes -= wanted;
+  return memory;
+}
+
+void StateStore::grant_host(std::vector<Wish>& wishes) {
+  std::vector<Spare> spares_before = spares_;
+  std::vector<void*> reused(wishes.size());
+  try {
+    for (size_t i = 0; i < wishes.size(); ++i) {
+      Wish& wish = wishes[i];
+      if (!wish.transfer) reused[i] = take_spare(wish.bytes);
+      if (reused[i] != nullptr) continue;
+      wish.array = host_memory_.reserve(wish.bytes, wish.kind, wish.transfer);
+    }
+    host_memory_.commit();
+  } catch (...) {
+    host_memory_.rollback();  // or the next commit would map what nobody wants any more
+    spares_ = std::move(spares_before);
+    throw;
+  }
+  for (size_t i = 0; i < wishes.size(); ++i) {
+    if (reused[i] != nullptr) std::memset(reused[i], 0, wishes[i].bytes);
+    *wishes[i].pointer = reused[i] != nullptr ? reused[i] : wishes[i].array.data();
+  }
+}
+
+void StateStore::grant_device(std::vector<Wish>& wishes, std::shared_ptr<void>& owner) {
   size_t bytes = 0;
   for (const Wish& wish : wishes) bytes += round_up(wish.bytes, kDeviceAlignment);
   if (bytes == 0) return;
@@ -88,9 +117,74 @@ void StateStore::grant_device(Parameter& parameter, std::vector<Wish>& wishes) {
     next += round_up(wish.bytes, kDeviceAlignment);
   }
   // Earlier arrays of this parameter stay owned: the new owner keeps the old one.
-  parameter.device_memory =
-      std::shared_ptr<void>(memory.get(), [memory, before = parameter.device_memory](void*) {});
+  owner = std::shared_ptr<void>(memory.get(), [memory, before = std::move(owner)](void*) {});
   device_state_bytes_ += bytes;
+}
+
+void StateStore::grant_resident(Parameter& parameter, std::span<const double> hyper) {
+  auto wishes = wishes_of(parameter, hyper);
+  const auto states = std::stable_partition(
+      wishes.begin(), wishes.end(), [](const Wish& w) { return w.kind == MemoryKind::kMasters; });
+  std::vector<Wish> state_wishes(states, wishes.end());
+  wishes.erase(states, wishes.end());
+  grant_device(wishes, parameter.device_master);
+  grant_device(state_wishes, parameter.device_states);
+}
+
+void StateStore::retire_host(const ParameterSpec& spec,
+                             const std::array<StateArray, kMaxStates>& states) {
+  const auto add = [this](void* begin, size_t bytes) {
+    if (begin == nullptr || bytes == 0) return;
+    spares_.push_back({static_cast<std::byte*>(begin), round_up(bytes, kHostAlignment)});
+  };
+  for (size_t i = 0; i < kMaxStates; ++i) {
+    add(states[i].codes, spec.formats[i].code_bytes(spec.elements));
+    add(states[i].scales, spec.formats[i].scale_count(spec.elements) * sizeof(float));
+  }
+  // Neighbours become one, or what was cut into codes and scales would never hold fp32 again.
+  std::ranges::sort(spares_, {}, &Spare::begin);
+  std::vector<Spare> merged;
+  for (const Spare& spare : spares_) {
+    if (!merged.empty() && merged.back().begin + merged.back().bytes == spare.begin) {
+      merged.back().bytes += spare.bytes;
+    } else if (spare.bytes > 0) {
+      merged.push_back(spare);
+    }
+  }
+  spares_ = std::move(merged);
+}
+
+void StateStore::remake_states(Parameter& parameter,
+                               const std::array<StateFormat, kMaxStates>& formats) {
+  const std::lock_guard lock(mutex_);
+  std::array<StateArray, kMaxStates> fresh = {};
+  std::vector<Wish> wishes;
+  size_t old_device_bytes = 0;
+  for (size_t i = 0; i < kMaxStates; ++i) {
+    if (parameter.states[i].codes == nullptr) continue;
+    add_state_wishes(formats[i], parameter.spec.elements, fresh[i], wishes);
+    const StateFormat& old = parameter.spec.formats[i];
+    old_device_bytes +=
+        round_up(old.code_bytes(parameter.spec.elements), kDeviceAlignment) +
+        round_up(old.scale_count(parameter.spec.elements) * sizeof(float), kDeviceAlignment);
+  }
+  if (parameter.is_host_updated()) {
+    std::vector<Spare> spares_before = spares_;
+    retire_host(parameter.spec, parameter.states);
+    try {
+      grant_host(wishes);
+    } catch (...) {
+      spares_ = std::move(spares_before);  // the old arrays stay in use
+      throw;
+    }
+  } else {
+    std::shared_ptr<void> memory;
+    grant_device(wishes, memory);
+    parameter.device_states = std::move(memory);
+    device_state_bytes_ -= old_device_bytes;
+  }
+  parameter.states = fresh;
+  parameter.spec.formats = formats;
 }
 
 SegmentSums StateStore::add(std::span<const ParameterPtr> batch) {
@@ -115,8 +209,7 @@ SegmentSums StateStore::add(std::span<const ParameterPtr> batch) {
     if (sums.count > 0) sums.device = allocator_(sums_bytes);
     for (const ParameterPtr& parameter : batch) {
       if (parameter->is_host_updated()) continue;
-      auto resident = wishes_of(*parameter, parameter->spec.hyper);
-      grant_device(*parameter, resident);
+      grant_resident(*parameter, parameter->spec.hyper);
     }
     grant_host(wishes);
   } catch (...) {
@@ -140,13 +233,12 @@ void StateStore::hand_out(const SegmentSums& sums, std::span<const ParameterPtr>
 
 void StateStore::ensure_states(Parameter& parameter, std::span<const double> hyper) {
   const std::lock_guard lock(mutex_);
-  auto wishes = wishes_of(parameter, hyper);
-  if (wishes.empty()) return;
-  if (parameter.is_host_updated()) {
-    grant_host(wishes);
-  } else {
-    grant_device(parameter, wishes);
+  if (!parameter.is_host_updated()) {
+    grant_resident(parameter, hyper);
+    return;
   }
+  auto wishes = wishes_of(parameter, hyper);
+  if (!wishes.empty()) grant_host(wishes);
 }
 
 void StateStore::ensure_accumulators(std::span<const ParameterPtr> parameters) {

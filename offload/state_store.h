@@ -3,6 +3,8 @@
 #ifndef OUTBOARD_OFFLOAD_STATE_STORE_H_
 #define OUTBOARD_OFFLOAD_STATE_STORE_H_
 
+#include <array>
+#include <cstddef>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -29,6 +31,11 @@ class StateStore {
   /// Makes the states exist that `hyper` asks for; zero-filled.
   void ensure_states(Parameter& parameter, std::span<const double> hyper);
 
+  /// Gives the parameter's states, which then are zeros, other formats. Host memory of the old
+  /// arrays is used again by this store, for the new ones first; device memory goes back. Nothing
+  /// is changed when it throws Error(kMemory).
+  void remake_states(Parameter& parameter, const std::array<StateFormat, kMaxStates>& formats);
+
   /// Gives every 16-bit offloaded parameter an fp32 accumulator.
   void ensure_accumulators(std::span<const ParameterPtr> parameters);
 
@@ -43,13 +50,25 @@ class StateStore {
   struct Wish;  // an array that a parameter wants: how many bytes, where the pointer goes
   std::vector<Wish> wishes_of(Parameter& parameter, std::span<const double> hyper) const;
   static void hand_out(const SegmentSums& sums, std::span<const ParameterPtr> batch);
+  static void add_state_wishes(const StateFormat& format, size_t elements, StateArray& state,
+                               std::vector<Wish>& wishes);
   void grant_host(std::vector<Wish>& wishes);
-  void grant_device(Parameter& parameter, std::vector<Wish>& wishes);
+  void grant_device(std::vector<Wish>& wishes, std::shared_ptr<void>& owner);
+  void grant_resident(Parameter& parameter, std::span<const double> hyper);
+  void retire_host(const ParameterSpec& spec, const std::array<StateArray, kMaxStates>& states);
+  [[nodiscard]] void* take_spare(size_t bytes);
+
+  /// Host memory of arrays that nobody uses any more.
+  struct Spare {
+    std::byte* begin;
+    size_t bytes;
+  };
 
   std::shared_ptr<Device> device_;
   Engine::Allocator allocator_;
   mutable std::mutex mutex_;
   HostMemory host_memory_;
+  std::vector<Spare> spares_;
   size_t device_state_bytes_ = 0;
   size_t device_workspace_bytes_ = 0;
 };

@@ -161,6 +161,11 @@ class Engine {
   void load_step(size_t parameter, int64_t step, bool has_master);
   /// Makes the state arrays exist that `hyper` asks for. Throws Error(kMemory).
   void ensure_states(size_t parameter, std::span<const double> hyper);
+  /// Gives a parameter's states other formats; those that exist hold zeros then, so read them
+  /// first. Blocks until updates on the host are done. Host memory stays with the engine, which
+  /// uses it for the new arrays and for later ones; device memory goes back. Throws Error(kMemory),
+  /// then nothing was changed.
+  void set_formats(size_t parameter, const std::array<StateFormat, kMaxStates>& formats);
 
   /// Blocks until the driver is idle and every copy is done.
   void synchronize();
