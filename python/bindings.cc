@@ -46,6 +46,15 @@ TensorMap to_map(const StateDict& dict) {
   return map;
 }
 
+std::vector<FormatWish> wishes(const std::vector<std::string>& names,
+                               const std::vector<int64_t>& block_sizes) {
+  std::vector<FormatWish> result;
+  for (size_t i = 0; i < names.size(); ++i) {
+    result.push_back({names[i], static_cast<size_t>(block_sizes.at(i))});
+  }
+  return result;
+}
+
 class TensorEngineHolder : public torch::CustomClassHolder {
  public:
   TensorEngineHolder(bool offload_gradients, bool skip_nonfinite, int64_t threads, bool pin_memory,
@@ -58,8 +67,8 @@ class TensorEngineHolder : public torch::CustomClassHolder {
     if (chunk_elements > 0) options.chunk_elements = static_cast<size_t>(chunk_elements);
     std::optional<SimulatedDeviceOptions> simulated;
     if (!simulate.empty()) {
-      TORCH_CHECK_VALUE(simulate.size() == 3, "[CPUOffloadOptimizer] simulate has ",
-                        simulate.size(), " entries; give [seed, max_delay_microseconds, poison]");
+      TORCH_CHECK_VALUE(simulate.size() == 3, "[outboard] simulate has ", simulate.size(),
+                        " entries; give [seed, max_delay_microseconds, poison]");
       simulated = {.seed = static_cast<uint64_t>(simulate[0]),
                    .max_delay_microseconds = static_cast<int>(simulate[1]),
                    .poison_targets = simulate[2] != 0};
@@ -69,16 +78,19 @@ class TensorEngineHolder : public torch::CustomClassHolder {
 
   int64_t add_parameters(std::vector<at::Tensor> tensors, std::vector<std::string> names,
                          const c10::List<bool>& resident, std::string rule,
-                         std::vector<double> hyper, std::string state_format, std::string master) {
+                         std::vector<double> hyper, const std::vector<std::string>& state_formats,
+                         const std::vector<int64_t>& block_sizes, int64_t min_quantized_elements,
+                         std::string master) {
     return translated([&] {
-      return static_cast<int64_t>(
-          engine_->add_parameters({.tensors = std::move(tensors),
-                                   .names = std::move(names),
-                                   .is_resident = {resident.begin(), resident.end()},
-                                   .rule = std::move(rule),
-                                   .hyper = std::move(hyper),
-                                   .state_format = std::move(state_format),
-                                   .master = std::move(master)}));
+      return static_cast<int64_t>(engine_->add_parameters(
+          {.tensors = std::move(tensors),
+           .names = std::move(names),
+           .is_resident = {resident.begin(), resident.end()},
+           .rule = std::move(rule),
+           .hyper = std::move(hyper),
+           .state_formats = wishes(state_formats, block_sizes),
+           .min_quantized_elements = static_cast<size_t>(min_quantized_elements),
+           .master = std::move(master)}));
     });
   }
 
@@ -126,9 +138,20 @@ class TensorEngineHolder : public torch::CustomClassHolder {
   void refresh_hooks() {
     translated([&] { engine_->refresh_hooks(); });
   }
-  StateDict state(int64_t parameter) {
-    return translated([&] { return to_dict(engine_->state(parameter)); });
+  StateDict state(int64_t parameter, bool is_exact) {
+    const StateLayout layout = is_exact ? StateLayout::kExact : StateLayout::kDecoded;
+    return translated([&] { return to_dict(engine_->state(parameter, layout)); });
   }
+  void convert_states(const std::vector<int64_t>& parameters,
+                      const std::vector<std::string>& state_formats,
+                      const std::vector<int64_t>& block_sizes, int64_t min_quantized_elements) {
+    translated([&] {
+      engine_->convert_states({parameters.begin(), parameters.end()},
+                              wishes(state_formats, block_sizes),
+                              static_cast<size_t>(min_quantized_elements));
+    });
+  }
+  std::string state_format(int64_t parameter) const { return engine_->state_format(parameter); }
   void load_states(std::vector<int64_t> parameters, std::vector<StateDict> states) {
     std::vector<TensorMap> maps;
     for (const StateDict& state : states) maps.push_back(to_map(state));
@@ -214,6 +237,10 @@ std::vector<std::string> state_formats() {
   return {names.begin(), names.end()};
 }
 
+void check_state_format(const std::string& name, int64_t block_size) {
+  translated([&] { (void)state_formats_named(name, static_cast<size_t>(block_size)); });
+}
+
 c10::Dict<std::string, std::string> build_info() {
   c10::Dict<std::string, std::string> info;
   info.insert("version", OUTBOARD_VERSION);
@@ -244,6 +271,8 @@ TORCH_LIBRARY(outboard, m) {
       .def("refresh_hooks", &Holder::refresh_hooks)
       .def("state", &Holder::state)
       .def("load_states", &Holder::load_states)
+      .def("convert_states", &Holder::convert_states)
+      .def("state_format", &Holder::state_format)
       .def("reset_state", &Holder::reset_state)
       .def("placement", &Holder::placement)
       .def("master_format", &Holder::master_format)
@@ -254,5 +283,6 @@ TORCH_LIBRARY(outboard, m) {
   m.def("hyper_defaults", &outboard::hyper_defaults);
   m.def("state_keys", &outboard::state_keys);
   m.def("state_formats", &outboard::state_formats);
+  m.def("check_state_format", &outboard::check_state_format);
   m.def("build_info", &outboard::build_info);
 }

@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
+#include <fnmatch.h>
 
 #include <algorithm>
 #include <cmath>
@@ -17,7 +18,15 @@
 namespace outboard {
 namespace {
 
+bool fits(const std::string& pattern, const std::string& name) {
+  return ::fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
+}
+
 EngineOptions engine_options(const CPUOffloadOptions& given) {
+  if (given.block_size < 0 || given.min_quantized_elements < 0) {
+    fail(ErrorKind::kValue, kWho, "block_size is ", given.block_size,
+         ", min_quantized_elements is ", given.min_quantized_elements, "; give at least 0");
+  }
   if (given.threads < 0 || given.min_offload_elements < 0 || given.chunk_elements == 0) {
     fail(ErrorKind::kValue, kWho, "threads is ", given.threads, ", min_offload_elements is ",
          given.min_offload_elements, ", chunk_elements is ", given.chunk_elements,
@@ -70,6 +79,23 @@ void CPUOffloadOptimizer::Impl::check_group(const torch::optim::OptimizerParamGr
   }
 }
 
+std::string CPUOffloadOptimizer::Impl::name_of(const at::Tensor& tensor, size_t group,
+                                               size_t position) const {
+  for (const auto& named : options.names) {
+    if (named.value().is_same(tensor)) return named.key();
+  }
+  return "param_groups[" + std::to_string(group) + "][" + std::to_string(position) + "]";
+}
+
+FormatWish CPUOffloadOptimizer::Impl::format_of(const std::string& name) const {
+  for (const StateFormatOf& wish : options.state_formats) {
+    if (fits(wish.pattern, name)) {
+      return {wish.state_format, static_cast<size_t>(wish.block_size)};
+    }
+  }
+  return {options.state_format, static_cast<size_t>(options.block_size)};
+}
+
 void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerParamGroup& group) {
   check_group(group);
   TensorGroup added{.tensors = group.params(),
@@ -77,22 +103,32 @@ void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerPara
                     .is_resident = {},
                     .rule = rule ? std::string(rule_info(*rule).name) : std::string(),
                     .hyper = rule ? hyper_of(group.options()) : std::vector<double>(),
-                    .state_format = options.state_format,
+                    .state_formats = {},
+                    .min_quantized_elements = static_cast<size_t>(options.min_quantized_elements),
                     .master = options.master};
   for (size_t i = 0; i < group.params().size(); ++i) {
     const at::Tensor& tensor = group.params()[i];
     const bool is_wanted = std::ranges::any_of(
         options.resident, [&](const at::Tensor& wish) { return wish.is_same(tensor); });
-    added.names.push_back("param_groups[" + std::to_string(group_sizes.size()) + "][" +
-                          std::to_string(i) + "]");
+    added.names.push_back(name_of(tensor, group_sizes.size(), i));
+    added.state_formats.push_back(format_of(added.names.back()));
     added.is_resident.push_back(is_wanted || tensor.numel() < options.min_offload_elements);
   }
   const size_t first = engine.add_parameters(added);
   if (generic) generic->add(first, group);
   for (size_t i = 0; i < group.params().size(); ++i) {
     indices[group.params()[i].unsafeGetTensorImpl()] = first + i;
+    parameter_names.push_back(added.names[i]);
   }
   group_sizes.push_back(group.params().size());
+}
+
+std::vector<size_t> CPUOffloadOptimizer::Impl::matching(const std::string& pattern) const {
+  std::vector<size_t> result;
+  for (size_t i = 0; i < parameter_names.size(); ++i) {
+    if (fits(pattern, parameter_names[i])) result.push_back(i);
+  }
+  return result;
 }
 
 std::vector<uint32_t> CPUOffloadOptimizer::Impl::update_groups(const ParamGroups& groups) {
@@ -155,6 +191,12 @@ CPUOffloadOptimizer::CPUOffloadOptimizer(ParamGroups groups,
   }
   for (const auto& group : groups) add_param_group(group);
   for (const torch::Tensor& tensor : impl_->options.resident) (void)impl_->index_of(tensor);
+  for (const StateFormatOf& wish : impl_->options.state_formats) {
+    if (!impl_->matching(wish.pattern).empty()) continue;
+    fail(ErrorKind::kValue, kWho, "state_formats has the pattern \"", wish.pattern,
+         "\", which fits none of ", impl_->parameter_names.size(),
+         " parameters; names are known only if options.names was given");
+  }
 }
 
 CPUOffloadOptimizer::~CPUOffloadOptimizer() = default;
@@ -209,6 +251,26 @@ double CPUOffloadOptimizer::clip_grad_norm_(double max_norm) {
   const double norm = impl_->engine.gradient_norm({});
   impl_->clip_once = impl_->clip_once > 0 ? std::min(max_norm, impl_->clip_once) : max_norm;
   return norm;
+}
+
+void CPUOffloadOptimizer::convert_state(const std::string& state_format, int64_t block_size,
+                                        const std::string& pattern) {
+  if (block_size < 0) {
+    fail(ErrorKind::kValue, kWho, "block_size is ", block_size, "; give at least 0");
+  }
+  impl_->update_groups(param_groups_);
+  const std::vector<size_t> chosen = impl_->matching(pattern);
+  if (chosen.empty()) {
+    fail(ErrorKind::kValue, kWho, "the pattern \"", pattern, "\" fits no parameter; ",
+         "give one that does, or none for all");
+  }
+  const FormatWish wish{state_format, static_cast<size_t>(block_size)};
+  impl_->engine.convert_states(chosen, std::vector<FormatWish>(chosen.size(), wish),
+                               static_cast<size_t>(impl_->options.min_quantized_elements));
+}
+
+std::string CPUOffloadOptimizer::state_format_of(const torch::Tensor& parameter) const {
+  return impl_->engine.state_format(impl_->index_of(parameter));
 }
 
 void CPUOffloadOptimizer::synchronize() { impl_->engine.synchronize(); }

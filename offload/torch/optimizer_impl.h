@@ -20,6 +20,11 @@ struct CPUOffloadOptimizer::Impl {
 
   /// The engine's index. Throws Error(kValue) for a tensor that is no parameter.
   [[nodiscard]] size_t index_of(const at::Tensor& tensor) const;
+  /// The name that options.names has for a tensor, or its place in the groups.
+  [[nodiscard]] std::string name_of(const at::Tensor& tensor, size_t group, size_t position) const;
+  [[nodiscard]] FormatWish format_of(const std::string& name) const;
+  /// The engine's indices of the parameters whose names fit.
+  [[nodiscard]] std::vector<size_t> matching(const std::string& pattern) const;
   /// Throws Error for a group that cannot be taken: empty, with duplicates, of another rule.
   void check_group(const torch::optim::OptimizerParamGroup& group) const;
   /// Gives the engine group `number`, which is the next one it does not have.
@@ -34,9 +39,9 @@ struct CPUOffloadOptimizer::Impl {
   void warn();
 
   /// The parameter's state, native or generic.
-  [[nodiscard]] TensorMap state(size_t parameter);
+  [[nodiscard]] TensorMap state(size_t parameter, StateLayout layout);
   /// Everything that a checkpoint holds, tensors as live views.
-  [[nodiscard]] Snapshot snapshot(const ParamGroups& groups);
+  [[nodiscard]] Snapshot snapshot(const ParamGroups& groups, StateLayout layout);
   /// Checks all of `saved`, then takes it over, options of `groups` included.
   void restore(const Snapshot& saved, ParamGroups& groups);
 
@@ -45,7 +50,8 @@ struct CPUOffloadOptimizer::Impl {
   std::optional<RuleId> rule;              // none: generic
   std::unique_ptr<GenericUpdate> generic;  // after the engine: it refers to it
   std::unordered_map<const c10::TensorImpl*, size_t> indices;
-  std::vector<size_t> group_sizes;  // of the groups that the engine has
+  std::vector<std::string> parameter_names;  // by the engine's index
+  std::vector<size_t> group_sizes;           // of the groups that the engine has
   double clip_once = 0;
   int accumulating = 0;
 

@@ -163,11 +163,11 @@ void merge_values(OptimizerOptions& options, const PickledDict& saved) {
 
 }  // namespace
 
-TensorMap CPUOffloadOptimizer::Impl::state(size_t parameter) {
-  return rule ? engine.state(parameter) : generic->state(parameter);
+TensorMap CPUOffloadOptimizer::Impl::state(size_t parameter, StateLayout layout) {
+  return rule ? engine.state(parameter, layout) : generic->state(parameter);
 }
 
-Snapshot CPUOffloadOptimizer::Impl::snapshot(const ParamGroups& groups) {
+Snapshot CPUOffloadOptimizer::Impl::snapshot(const ParamGroups& groups, StateLayout layout) {
   update_groups(groups);
   engine.synchronize();
   Snapshot result{.is_own = true,
@@ -186,7 +186,7 @@ Snapshot CPUOffloadOptimizer::Impl::snapshot(const ParamGroups& groups) {
     result.groups.push_back(std::move(saved));
     for (const at::Tensor& tensor : group.params()) {
       const size_t index = index_of(tensor);
-      result.states.push_back(state(index));
+      result.states.push_back(state(index, layout));
       result.masters.push_back(rule ? engine.master_format(index) : "fp32");
     }
   }
@@ -287,15 +287,15 @@ void CPUOffloadOptimizer::Impl::restore(const Snapshot& saved, ParamGroups& grou
 std::map<std::string, torch::Tensor> CPUOffloadOptimizer::state_of(const torch::Tensor& parameter) {
   const size_t index = impl_->index_of(parameter);
   impl_->engine.synchronize();
-  const TensorMap state = impl_->state(index);
+  const TensorMap state = impl_->state(index, StateLayout::kDecoded);
   return {state.begin(), state.end()};
 }
 
 void CPUOffloadOptimizer::save(torch::serialize::OutputArchive& archive) const {
   std::string bytes;
-  write_snapshot(impl_->snapshot(param_groups_), [&](const void* data, size_t count) {
-    bytes.append(static_cast<const char*>(data), count);
-  });
+  write_snapshot(
+      impl_->snapshot(param_groups_, StateLayout::kExact),
+      [&](const void* data, size_t count) { bytes.append(static_cast<const char*>(data), count); });
   const at::Tensor tensor = at::empty({static_cast<int64_t>(bytes.size())}, at::kByte);
   std::copy(bytes.begin(), bytes.end(), static_cast<char*>(tensor.data_ptr()));
   archive.write(kArchiveKey, tensor, /*is_buffer=*/true);
@@ -315,10 +315,12 @@ void CPUOffloadOptimizer::load(torch::serialize::InputArchive& archive) {
       param_groups_);
 }
 
-void CPUOffloadOptimizer::save_checkpoint(const std::string& path) {
+void CPUOffloadOptimizer::save_checkpoint(const std::string& path, CheckpointState state) {
   AtomicFile file(path);
-  write_snapshot(impl_->snapshot(param_groups_),
-                 [&](const void* data, size_t count) { file.write(data, count); });
+  const bool is_exact = state == CheckpointState::kExact;
+  write_snapshot(
+      impl_->snapshot(param_groups_, is_exact ? StateLayout::kExact : StateLayout::kDecoded),
+      [&](const void* data, size_t count) { file.write(data, count); });
   file.commit();
 }
 

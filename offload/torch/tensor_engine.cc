@@ -109,12 +109,12 @@ ParameterSpec TensorEngine::spec_of(const TensorGroup& group, size_t i) const {
   spec.master_format = master_named(group.master, spec.type, !group.rule.empty(), name);
   if (!group.rule.empty()) {
     const RuleInfo& rule = rule_named(group.rule);
-    const StateFormats formats = state_formats_named(group.state_format);
     spec.rule = rule.id;
     spec.hyper = group.hyper;
-    for (size_t k = 0; k < rule.states.size(); ++k) {
-      spec.formats[k] = rule.states[k].is_signed ? formats.signed_state : formats.unsigned_state;
-    }
+    spec.formats =
+        formats_of(rule, group.state_formats.at(i), spec.elements, group.min_quantized_elements);
+  } else {
+    check_generic_format(group.state_formats.at(i), name);
   }
   return spec;
 }

@@ -13,12 +13,14 @@
 #include <string>
 #include <vector>
 
+#include "offload/torch/packed_state.h"
+#include "offload/torch/tensor_types.h"
 #include "outboard/engine.h"
 
 namespace outboard {
 
-/// One parameter of a state dict: torch's names, plus "step" and "master".
-using TensorMap = std::vector<std::pair<std::string, at::Tensor>>;
+/// How a state format with blocks is shown: as fp32 copies on the host, or exactly (PackedState).
+enum class StateLayout { kDecoded, kExact };
 
 /// How parameters of one group are added.
 struct TensorGroup {
@@ -28,7 +30,8 @@ struct TensorGroup {
   std::vector<bool> is_resident = {};   ///< keep state beside the weight on the device; one each
   std::string rule = {};                ///< a catalogue name; empty: the caller computes the update
   std::vector<double> hyper = {};       ///< in catalogue order
-  std::string state_format = "fp32";
+  std::vector<FormatWish> state_formats = {};  ///< one each
+  size_t min_quantized_elements = 0;  ///< below it, fp32 takes the place of formats with blocks
   std::string master = "auto";  ///< "auto", "split", "fp32", "none" (stochastic rounding for bf16)
 };
 
@@ -77,14 +80,21 @@ class TensorEngine {
   /// Installs hooks on parameters that require gradients only now.
   void refresh_hooks();
 
-  /// Live views on a parameter's state, empty before its first update; "step" is a copy. Call
-  /// synchronize() first.
-  [[nodiscard]] TensorMap state(size_t parameter);
-  /// Checks every entry of every map, then copies all of them in. Missing optional states and
-  /// masters stay as they are.
+  /// Live views on a parameter's state, empty before its first update; "step" is a copy, and so are
+  /// decoded states. Call synchronize() first.
+  [[nodiscard]] TensorMap state(size_t parameter, StateLayout layout = StateLayout::kDecoded);
+  /// Checks every entry of every map, then copies all of them in, from any format into each state's
+  /// own; the same format keeps its bits. Missing optional states and masters stay as they are.
   void load_states(const std::vector<size_t>& parameters, const std::vector<TensorMap>& states);
   /// Forgets a parameter's state: the next update is its first.
   void reset_state(size_t parameter);
+
+  /// Gives parameters other state formats and converts what their states hold. Throws Error(kValue)
+  /// before anything changed. After Error(kMemory), each parameter has either format, whole.
+  void convert_states(const std::vector<size_t>& parameters, const std::vector<FormatWish>& formats,
+                      size_t min_quantized_elements);
+  /// The formats of a parameter's states: "fp32", or "sym8/128, root8/128".
+  [[nodiscard]] std::string state_format(size_t parameter) const;
 
   /// "host", "resident" or "cpu".
   [[nodiscard]] std::string placement(size_t parameter) const;
@@ -123,6 +133,10 @@ class TensorEngine {
   [[nodiscard]] at::Device state_device(size_t parameter) const;
   void check_state(size_t parameter, const TensorMap& state) const;
   void load_state(size_t parameter, const TensorMap& state);
+  void write_states(size_t parameter, const TensorMap& state, int64_t step);
+  void write_state(size_t parameter, size_t i, const at::Tensor& value, int64_t step);
+  void write_state(size_t parameter, size_t i, const PackedState& packed, int64_t step);
+  [[nodiscard]] at::Tensor bytes_of(size_t parameter, void* data, size_t bytes) const;
 
   EngineOptions options_;
   std::optional<SimulatedDeviceOptions> simulated_;

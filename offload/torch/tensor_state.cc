@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "offload/torch/state_image.h"
 #include "offload/torch/tensor_engine.h"
 #include "offload/torch/tensor_types.h"
 #include "outboard/error.h"
+#include "quant/random.h"
 
 namespace outboard {
 
@@ -52,7 +54,14 @@ at::Tensor TensorEngine::view_of(size_t parameter, void* data, at::ScalarType ty
       data, tensor.sizes(), tensor.strides(), [owner = engine_](void*) {}, options);
 }
 
-TensorMap TensorEngine::state(size_t parameter) {
+at::Tensor TensorEngine::bytes_of(size_t parameter, void* data, size_t bytes) const {
+  const auto options = at::TensorOptions().dtype(at::kByte).device(state_device(parameter));
+  if (bytes == 0) return at::empty({0}, options);
+  return at::from_blob(
+      data, {static_cast<int64_t>(bytes)}, [owner = engine_](void*) {}, options);
+}
+
+TensorMap TensorEngine::state(size_t parameter, StateLayout layout) {
   const ParameterView view = engine_->view(parameter);
   if (view.step == 0 || !view.spec->rule) return {};
   TensorMap result{
@@ -62,8 +71,23 @@ TensorMap TensorEngine::state(size_t parameter) {
     const bool exists = view.states[i].codes != nullptr ||
                         (view.spec->elements == 0 && rule.states[i].needed_by < 0);
     if (!exists) continue;
-    result.emplace_back(rule.states[i].key, view_of(parameter, view.states[i].codes,
-                                                    scalar_type_of(view.spec->formats[i].format)));
+    const StateFormat& format = view.spec->formats[i];
+    if (format.block_elements == 0) {
+      result.emplace_back(rule.states[i].key,
+                          view_of(parameter, view.states[i].codes, scalar_type_of(format.format)));
+      continue;
+    }
+    const StateImage image(view.states[i], format, view.spec->elements, state_device(parameter));
+    if (layout == StateLayout::kDecoded) {
+      result.emplace_back(rule.states[i].key, image.decoded(slots_[parameter].tensor));
+    } else {
+      const size_t scale_bytes = format.scale_count(view.spec->elements) * sizeof(float);
+      PackedState::append(
+          rule.states[i].key, format,
+          bytes_of(parameter, view.states[i].codes, format.code_bytes(view.spec->elements)),
+          bytes_of(parameter, view.states[i].scales, scale_bytes).view(at::kFloat),
+          slots_[parameter].tensor, result);
+    }
   }
   if (view.master != nullptr) {
     const bool is_split = view.spec->master_format == MasterFormat::kSplit;
@@ -81,7 +105,9 @@ void TensorEngine::check_state(size_t parameter, const TensorMap& state) const {
     fail(ErrorKind::kState, kWho, slot.name, " has no native rule; its state is the caller's");
   }
   const RuleInfo& rule = rule_info(*spec.rule);
+  const auto packed = PackedState::find_all(state, rule, slot.tensor, slot.name);
   for (const auto& [key, value] : state) {
+    if (PackedState::is_part(key)) continue;
     const bool is_state = state_index(rule, key) < rule.states.size();
     if (key == kStep) {
       const double step = value.numel() == 1 ? value.item<double>() : -1;
@@ -103,30 +129,75 @@ void TensorEngine::check_state(size_t parameter, const TensorMap& state) const {
            "; shapes must agree and states be floating point: load the state dict of this model");
     }
   }
-  for (const StateInfo& info : rule.states) {
-    if (info.needed_by < 0 && find(state, info.key) == nullptr) {
+  for (size_t i = 0; i < rule.states.size(); ++i) {
+    const StateInfo& info = rule.states[i];
+    const auto forms = (find(state, info.key) != nullptr ? 1 : 0) +
+                       std::ranges::count(packed, i, &PackedState::state);
+    if (forms > 1) {
+      fail(ErrorKind::kValue, kWho, "state of ", slot.name, " has \"", info.key, "\" as fp32 and ",
+           "compressed; leave one of them out");
+    }
+    if (info.needed_by < 0 && forms == 0) {
       fail(ErrorKind::kValue, kWho, "state of ", slot.name, " lacks \"", info.key, "\", which ",
            rule.name, " needs; load a complete state dict of the same optimizer class");
     }
   }
 }
 
-void TensorEngine::load_state(size_t parameter, const TensorMap& state) {
+void TensorEngine::write_state(size_t parameter, size_t i, const at::Tensor& value, int64_t step) {
+  const ParameterView view = engine_->view(parameter);
+  const StateFormat& format = view.spec->formats[i];
+  if (format.block_elements == 0) {
+    view_of(parameter, view.states[i].codes, scalar_type_of(format.format)).copy_(value);
+    return;
+  }
+  const uint64_t id = view.spec->has_random_id ? view.spec->random_id : parameter;
+  StateImage image(view.states[i], format, view.spec->elements, state_device(parameter));
+  image.encode(value, slots_[parameter].tensor,
+               {.key = random_key(options_.seed, id),
+                .step = static_cast<uint32_t>(step),
+                .stream = static_cast<uint32_t>(i + 1)});
+}
+
+void TensorEngine::write_state(size_t parameter, size_t i, const PackedState& packed,
+                               int64_t step) {
+  const ParameterView view = engine_->view(parameter);
+  const StateFormat& format = view.spec->formats[i];
+  if (packed.format() != format || !packed.has_order_of(slots_[parameter].tensor)) {
+    write_state(parameter, i, packed.decoded(), step);
+    return;
+  }
+  StateImage image(view.states[i], format, view.spec->elements, state_device(parameter));
+  image.restore(packed.stored());
+}
+
+void TensorEngine::write_states(size_t parameter, const TensorMap& state, int64_t step) {
   const ParameterView before = engine_->view(parameter);
   const RuleInfo& rule = rule_info(*before.spec->rule);
+  const auto packed =
+      PackedState::find_all(state, rule, slots_[parameter].tensor, slots_[parameter].name);
   // Optional states that the file holds come to exist.
   std::vector<double> hyper = before.spec->hyper;
-  for (const StateInfo& info : rule.states) {
-    if (info.needed_by >= 0 && find(state, info.key) != nullptr) hyper[info.needed_by] = 1;
+  for (size_t i = 0; i < rule.states.size(); ++i) {
+    const StateInfo& info = rule.states[i];
+    const bool is_held =
+        find(state, info.key) != nullptr || std::ranges::count(packed, i, &PackedState::state) > 0;
+    if (info.needed_by >= 0 && is_held) hyper[static_cast<size_t>(info.needed_by)] = 1;
   }
   engine_->ensure_states(parameter, hyper);
-  const ParameterView view = engine_->view(parameter);
   for (size_t i = 0; i < rule.states.size(); ++i) {
     const at::Tensor* value = find(state, rule.states[i].key);
-    if (value == nullptr) continue;
-    view_of(parameter, view.states[i].codes, scalar_type_of(view.spec->formats[i].format))
-        .copy_(*value);
+    if (value != nullptr) write_state(parameter, i, *value, step);
   }
+  for (const PackedState& one : packed) write_state(parameter, one.state(), one, step);
+}
+
+void TensorEngine::load_state(size_t parameter, const TensorMap& state) {
+  // Rules whose torch counterpart counts no steps (SGD): a buffer that exists is not the first one.
+  const at::Tensor* found = find(state, kStep);
+  const int64_t step = found != nullptr ? found->item<int64_t>() : 1;
+  write_states(parameter, state, step);
+  const ParameterView view = engine_->view(parameter);
   const at::Tensor* master = find(state, kMaster);
   const bool has_master = master != nullptr && view.master != nullptr;
   if (has_master && view.spec->master_format == MasterFormat::kSplit) {
@@ -137,9 +208,7 @@ void TensorEngine::load_state(size_t parameter, const TensorMap& state) {
     view_of(parameter, view.master, at::kFloat)
         .copy_(is_low ? joined(slots_[parameter].tensor.detach(), *master) : *master);
   }
-  // Rules whose torch counterpart counts no steps (SGD): a buffer that exists is not the first one.
-  const at::Tensor* step = find(state, kStep);
-  engine_->load_step(parameter, step != nullptr ? step->item<int64_t>() : 1, has_master);
+  engine_->load_step(parameter, step, has_master);
 }
 
 void TensorEngine::load_states(const std::vector<size_t>& parameters,
@@ -163,9 +232,43 @@ void TensorEngine::reset_state(size_t parameter) {
   const ParameterView view = engine_->view(parameter);
   for (size_t i = 0; i < kMaxStates; ++i) {
     if (view.states[i].codes == nullptr) continue;
-    view_of(parameter, view.states[i].codes, scalar_type_of(view.spec->formats[i].format)).zero_();
+    const StateFormat& format = view.spec->formats[i];
+    const size_t scales = format.scale_count(view.spec->elements);
+    bytes_of(parameter, view.states[i].codes, format.code_bytes(view.spec->elements)).zero_();
+    bytes_of(parameter, view.states[i].scales, scales * sizeof(float)).zero_();
   }
   engine_->load_step(parameter, 0, false);
+}
+
+void TensorEngine::convert_states(const std::vector<size_t>& parameters,
+                                  const std::vector<FormatWish>& formats,
+                                  size_t min_quantized_elements) {
+  const at::NoGradGuard no_grad;
+  std::vector<StateFormatArray> wanted;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const ParameterSpec& spec = *engine_->view(parameters[i]).spec;
+    if (!spec.rule) check_generic_format(formats.at(i), spec.name);
+    wanted.push_back(spec.rule ? formats_of(rule_info(*spec.rule), formats.at(i), spec.elements,
+                                            min_quantized_elements)
+                               : spec.formats);
+  }
+  if (!parameters.empty()) engine_->synchronize();
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const size_t parameter = parameters[i];
+    const ParameterView view = engine_->view(parameter);
+    if (!view.spec->rule || view.spec->formats == wanted[i]) continue;
+    TensorMap kept;
+    for (auto& [key, value] : state(parameter, StateLayout::kExact)) {
+      if (key != kStep && key != kMaster) kept.emplace_back(key, value.clone());
+    }
+    engine_->set_formats(parameter, wanted[i]);
+    write_states(parameter, kept, view.step);
+  }
+}
+
+std::string TensorEngine::state_format(size_t parameter) const {
+  const ParameterSpec& spec = *engine_->view(parameter).spec;
+  return spec.rule ? describe(rule_info(*spec.rule), spec.formats) : "fp32";
 }
 
 }  // namespace outboard

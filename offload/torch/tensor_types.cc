@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "outboard/error.h"
@@ -64,6 +65,38 @@ MasterFormat master_named(std::string_view word, DType type, bool has_rule, std:
          " does not exist; give master=\"auto\" or \"fp32\"");
   }
   return word == "none" ? MasterFormat::kStochastic : MasterFormat::kSplit;
+}
+
+StateFormatArray formats_of(const RuleInfo& rule, const FormatWish& wish, size_t elements,
+                            size_t min_quantized_elements) {
+  const StateFormats named = state_formats_named(wish.name, wish.block_elements);
+  StateFormatArray formats = {};
+  for (size_t i = 0; i < rule.states.size(); ++i) {
+    const StateFormat format = rule.states[i].is_signed ? named.signed_state : named.unsigned_state;
+    const bool is_too_small = format.block_elements > 0 && elements < min_quantized_elements;
+    formats[i] = is_too_small ? StateFormat{} : format;
+  }
+  return formats;
+}
+
+void check_generic_format(const FormatWish& wish, std::string_view name) {
+  const StateFormats named = state_formats_named(wish.name, wish.block_elements);
+  if (named.signed_state == StateFormat{} && named.unsigned_state == StateFormat{}) return;
+  fail(ErrorKind::kValue, kWho, "state_format \"", wish.name, "\" of ", name,
+       " needs a native rule, and its optimizer class has none; give \"fp32\"");
+}
+
+std::string describe(const RuleInfo& rule, const StateFormatArray& formats) {
+  std::vector<std::string> names;
+  for (size_t i = 0; i < rule.states.size(); ++i) {
+    std::string name(format_info(formats[i].format).name);
+    if (formats[i].format == Format::kF32) name = "fp32";
+    if (formats[i].block_elements > 0) name += "/" + std::to_string(formats[i].block_elements);
+    if (std::ranges::find(names, name) == names.end()) names.push_back(name);
+  }
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
 }
 
 std::string describe(const at::Tensor& tensor) {

@@ -5,15 +5,18 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <string>
 #include <string_view>
 
 #include "outboard/engine.h"
+#include "outboard/rule.h"
+#include "outboard/state_format.h"
 
 namespace outboard {
 
 /// Who speaks in the messages of this folder.
-inline constexpr std::string_view kWho = "CPUOffloadOptimizer";
+inline constexpr std::string_view kWho = "outboard";
 
 /// Throws Error(kType) naming the parameter for types other than float32, bfloat16 and float16.
 [[nodiscard]] DType dtype_of(at::ScalarType type, std::string_view name);
@@ -27,6 +30,26 @@ inline constexpr std::string_view kWho = "CPUOffloadOptimizer";
 /// rule are updated in fp32 by the caller and need an fp32 master. Throws Error(kValue).
 [[nodiscard]] MasterFormat master_named(std::string_view word, DType type, bool has_rule,
                                         std::string_view name);
+
+/// A state_format as a user gives it.
+struct FormatWish {
+  std::string name = "fp32";
+  size_t block_elements = 0;  ///< 0: the format's own default
+};
+using StateFormatArray = std::array<StateFormat, kMaxStates>;
+
+/// The formats of a rule's states in a parameter of `elements` elements: fp32 in the place of
+/// formats with blocks if it has fewer than `min_quantized_elements`. Throws Error(kValue) for a
+/// name or block length that does not exist.
+[[nodiscard]] StateFormatArray formats_of(const RuleInfo& rule, const FormatWish& wish,
+                                          size_t elements, size_t min_quantized_elements);
+
+/// Throws Error(kValue) unless `wish` is fp32: parameters without a native rule have no other
+/// state.
+void check_generic_format(const FormatWish& wish, std::string_view name);
+
+/// "fp32", or one for each kind of state: "sym8/128, root8/128".
+[[nodiscard]] std::string describe(const RuleInfo& rule, const StateFormatArray& formats);
 
 /// "float32[64, 64] on cuda:0".
 [[nodiscard]] std::string describe(const at::Tensor& tensor);

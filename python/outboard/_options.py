@@ -1,15 +1,15 @@
-"""The options of CPUOffloadOptimizer itself: checked, then handed to the native engine."""
+"""The options of the optimizers themselves: checked, then handed to the native engine."""
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
+from . import _formats
 from .hyper import WHO
 
 MASTERS = ("auto", "split", "fp32", "stochastic", "none")
@@ -17,46 +17,35 @@ DEFAULT_CHUNK_ELEMENTS = 16 << 20
 
 
 @dataclass(frozen=True)
-class OffloadOptions:
-    """Checked at construction; meanings are in CPUOffloadOptimizer's docstring."""
+class EngineOptions:
+    """What both optimizers have. Checked at construction; meanings are in their docstrings."""
 
-    offload_gradients: bool = False
-    min_offload_elements: int = 4096
     master: str = "auto"
     state_format: str = "fp32"
+    block_size: int | None = None
+    min_quantized_elements: int = 4096
+    state_formats: Mapping[Any, Any] | None = None
     max_grad_norm: float | None = None
     skip_nonfinite: bool = True
     threads: int | None = None
-    pin_memory: bool = True
     seed: int = 0
-    resident: Sequence[Any] = field(default=())
     fused_amp: bool = False
-    chunk_elements: int | None = None
     simulate: Sequence[int] | None = None
 
     def __post_init__(self):
-        for name in ("offload_gradients", "skip_nonfinite", "pin_memory", "fused_amp"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"[{WHO}] {name} is {getattr(self, name)!r}; give True or False")
+        for name in ("skip_nonfinite", "fused_amp"):
+            self._check_flag(name)
         for name, least, optional in (
-            ("min_offload_elements", 0, False),
+            ("min_quantized_elements", 0, False),
             ("seed", 0, False),
             ("threads", 1, True),
-            ("chunk_elements", 1, True),
         ):
             self._check_integer(name, least, optional)
-        check_format(self.state_format, self.master)
+        self.checked_format(self.state_format, self.block_size)
+        check_master(self.master)
+        object.__setattr__(self, "format_wishes", _formats.checked_wishes(self.state_formats))
         if self.max_grad_norm is not None:
             check_max_norm("max_grad_norm", self.max_grad_norm)
-        wanted = self.resident
-        if isinstance(wanted, (str, torch.Tensor)):
-            wanted = (wanted,)
-        object.__setattr__(self, "resident", tuple(wanted))
-        for item in self.resident:
-            if not isinstance(item, (str, torch.Tensor)):
-                raise TypeError(
-                    f"[{WHO}] resident holds {item!r}; give parameters, names or name patterns"
-                )
         if self.simulate is not None and len(self.simulate) != 3:
             raise ValueError(
                 f"[{WHO}] simulate is {self.simulate!r}; give [seed, delay in "
@@ -70,32 +59,46 @@ class OffloadOptions:
 
     def make_engine(self) -> Any:
         """A native engine with these options and no parameters."""
+        return self._make_engine(False, False, DEFAULT_CHUNK_ELEMENTS)
+
+    def is_resident(self, parameter: torch.Tensor, name: str) -> bool:
+        """Whether the state of a parameter on a device stays there."""
+        return True
+
+    def format_of(
+        self, parameter: torch.Tensor, name: str, group: Mapping[str, Any]
+    ) -> _formats.FormatWish:
+        """How the parameter's state is stored: by name, else as its group says, else as usual."""
+        for wish, chosen in self.format_wishes:
+            if _formats.fits(wish, parameter, name):
+                return chosen
+        return self.checked_format(
+            group.get("state_format", self.state_format), group.get("block_size", self.block_size)
+        )
+
+    def check_wishes(self, named: list[tuple[torch.Tensor, str]]) -> None:
+        """Raises ValueError if something that names parameters fits none."""
+        _formats.check_all_fit("state_formats", [w for w, _ in self.format_wishes], named)
+
+    @staticmethod
+    def checked_format(name: Any, block_size: Any) -> _formats.FormatWish:
+        """Raises TypeError or ValueError for what is no format."""
+        return _formats.checked(name, block_size)
+
+    def _make_engine(self, offload_gradients: bool, pin_memory: bool, chunk_elements: int) -> Any:
         return torch.classes.outboard.TensorEngine(
-            self.offload_gradients,
+            offload_gradients,
             self.skip_nonfinite,
             self.threads or 0,
-            self.pin_memory,
+            pin_memory,
             self.seed,
-            self.chunk_elements or DEFAULT_CHUNK_ELEMENTS,
+            chunk_elements,
             [int(value) for value in self.simulate or ()],
         )
 
-    def is_resident(self, parameter: torch.Tensor, name: str) -> bool:
-        """Whether the parameter's state stays on its device."""
-        return parameter.numel() < self.min_offload_elements or any(
-            _matches(wish, parameter, name) for wish in self.resident
-        )
-
-    def check_resident(self, named: Iterable[tuple[torch.Tensor, str]]) -> None:
-        """Raises ValueError if an item of `resident` fits none of the parameters."""
-        named = list(named)
-        for wish in self.resident:
-            if not any(_matches(wish, parameter, name) for parameter, name in named):
-                shown = repr(wish) if isinstance(wish, str) else f"a tensor of {tuple(wish.shape)}"
-                raise ValueError(
-                    f"[{WHO}] resident holds {shown}, which fits none of {len(named)} parameters; "
-                    "names are known only if model.named_parameters() was given"
-                )
+    def _check_flag(self, name: str) -> None:
+        if not isinstance(getattr(self, name), bool):
+            raise TypeError(f"[{WHO}] {name} is {getattr(self, name)!r}; give True or False")
 
     def _check_integer(self, name: str, least: int, optional: bool) -> None:
         value = getattr(self, name)
@@ -107,11 +110,62 @@ class OffloadOptions:
             raise ValueError(f"[{WHO}] {name} is {value}; give at least {least}")
 
 
-def check_format(state_format: str, master: str) -> None:
+@dataclass(frozen=True)
+class LowBitOptions(EngineOptions):
+    """The options of LowBitOptimizer."""
+
+    state_format: str = "8bit"
+    skip_nonfinite: bool = False
+
+    offload_gradients = False
+
+
+@dataclass(frozen=True)
+class OffloadOptions(EngineOptions):
+    """The options of CPUOffloadOptimizer."""
+
+    offload_gradients: bool = False
+    min_offload_elements: int = 4096
+    pin_memory: bool = True
+    resident: Sequence[Any] = field(default=())
+    chunk_elements: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("offload_gradients", "pin_memory"):
+            self._check_flag(name)
+        self._check_integer("min_offload_elements", 0, False)
+        self._check_integer("chunk_elements", 1, True)
+        wanted = self.resident
+        if isinstance(wanted, (str, torch.Tensor)):
+            wanted = (wanted,)
+        object.__setattr__(self, "resident", tuple(wanted))
+        for item in self.resident:
+            if not isinstance(item, (str, torch.Tensor)):
+                raise TypeError(
+                    f"[{WHO}] resident holds {item!r}; give parameters, names or name patterns"
+                )
+
+    def make_engine(self) -> Any:
+        """A native engine with these options and no parameters."""
+        return self._make_engine(
+            self.offload_gradients, self.pin_memory, self.chunk_elements or DEFAULT_CHUNK_ELEMENTS
+        )
+
+    def is_resident(self, parameter: torch.Tensor, name: str) -> bool:
+        """Whether the state of a parameter on a device stays there."""
+        return parameter.numel() < self.min_offload_elements or any(
+            _formats.fits(wish, parameter, name) for wish in self.resident
+        )
+
+    def check_wishes(self, named: list[tuple[torch.Tensor, str]]) -> None:
+        """Raises ValueError if something that names parameters fits none."""
+        super().check_wishes(named)
+        _formats.check_all_fit("resident", self.resident, named)
+
+
+def check_master(master: str) -> None:
     """Raises ValueError for names that do not exist."""
-    formats = torch.ops.outboard.state_formats()
-    if state_format not in formats:
-        raise ValueError(f"[{WHO}] state_format is {state_format!r}; give one of {formats}")
     if master not in MASTERS:
         raise ValueError(f"[{WHO}] master is {master!r}; give one of {list(MASTERS)}")
 
@@ -125,7 +179,3 @@ def check_max_norm(name: str, value: float) -> float:
     if not number > 0:
         raise ValueError(f"[{WHO}] {name} is {number}; give a positive number, or none at all")
     return 0.0 if math.isinf(number) else number
-
-
-def _matches(wish: str | torch.Tensor, parameter: torch.Tensor, name: str) -> bool:
-    return fnmatch.fnmatchcase(name, wish) if isinstance(wish, str) else wish is parameter

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ._formats import FormatWish
 from .hyper import WHO
 
 
@@ -19,6 +20,7 @@ class Registry:
         self.parameters: list[torch.Tensor] = []
         self.names: list[str] = []
         self.rules: list[str] = []  # "" for the generic path
+        self.formats: list[FormatWish] = []  # as wished for; the engine knows what came of it
         self._rule_of = rule_of
         self._indices: dict[int, int] = {}  # by id(parameter); `parameters` keeps them alive
 
@@ -26,13 +28,21 @@ class Registry:
         """The engine's index. Raises KeyError for a parameter that it does not have."""
         return self._indices[id(parameter)]
 
-    def add(self, first: int, parameters: list[torch.Tensor], names: list[str], rule: str) -> None:
+    def add(
+        self,
+        first: int,
+        parameters: list[torch.Tensor],
+        names: list[str],
+        rule: str,
+        formats: list[FormatWish],
+    ) -> None:
         """Notes what the engine has taken as first, first + 1, …"""
         for index, parameter in enumerate(parameters, first):
             self._indices[id(parameter)] = index
         self.parameters += parameters
         self.names += names
         self.rules += [rule] * len(parameters)
+        self.formats += formats
 
     def check_duplicates(self, group: Any) -> None:
         """Raises ValueError if a parameter of a new group is in it twice, or in an older one.

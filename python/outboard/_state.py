@@ -67,14 +67,20 @@ def native_entry(
 ) -> dict[str, torch.Tensor]:
     """The entry as the engine takes it. `group` is the one that comes with it."""
     keys = torch.ops.outboard.state_keys(rule)
-    extra = [key for key in entry if key not in (*keys, "step", "master")]
+    extra = [key for key in entry if str(key).partition(".")[0] not in (*keys, "step", "master")]
     if extra:
         fail(f"the state of '{name}' has {extra}, which {rule} does not have; it has {keys}")
     result = {}
     for key in keys:
         is_needed = bool(group.get(NEEDED_BY[key])) if key in NEEDED_BY else True
         value = entry.get(key)
-        if value is None and is_needed and entry:
+        parts = {name: part for name, part in entry.items() if name.startswith(f"{key}.")}
+        for name_of_part, part in parts.items():
+            if not isinstance(part, torch.Tensor):
+                fail(f"'{name_of_part}' of '{name}' is a {type(part).__name__}, not a tensor")
+        if is_needed:
+            result.update(parts)  # checked by the engine
+        if value is None and not parts and is_needed and entry:
             # SGD and LARS make their buffer at the first step with momentum.
             if rule in ("SGD", "LARS"):
                 continue

@@ -1,4 +1,4 @@
-"""The part of CPUOffloadOptimizer that holds, saves and loads state: torch's `state` attribute,
+"""The part of the optimizers that holds, saves and loads state: torch's `state` attribute,
 state dicts with their hooks, checkpoint files, copies and pickles.
 """
 
@@ -18,14 +18,18 @@ from .hyper import WHO
 
 
 class StateDicts(torch.optim.Optimizer):
-    """Mixed into CPUOffloadOptimizer, whose attributes it uses. Not a class for users."""
+    """Mixed into EngineOptimizer, whose attributes it uses. Not a class for users."""
 
     @property
     def state(self) -> defaultdict[torch.Tensor, Any]:
-        """Per parameter, live views of what the engine holds; empty before a first step. Waits for
-        updates under way."""
+        """Per parameter, live views of what the engine holds; empty before a first step. State in
+        formats with blocks is shown as fp32 copies in host memory, for all parameters at once.
+        Waits for updates under way."""
         if self._state_is_stale:
             self._state_is_stale = False
+            self._holds_copies = self._shows_exact or any(
+                "/" in self._engine.state_format(i) for i in range(len(self._registry.parameters))
+            )
             self._engine.synchronize()
             for index, parameter in enumerate(self._registry.parameters):
                 self._refresh(parameter, self._state_of(index))
@@ -40,20 +44,37 @@ class StateDicts(torch.optim.Optimizer):
         by_index = {self._registry.index(p): entry for p, entry in value.items() if entry}
         self._apply(self._checked(by_index, self.param_groups))
 
-    def state_dict(self, *, clone: bool = False) -> dict[str, Any]:
+    def _mark_stale(self) -> None:
+        """What `state` has shown is not current any more; copies are not kept."""
+        self._state_is_stale = True
+        if self._holds_copies:
+            self._state.clear()
+            self._holds_copies = False
+
+    def state_dict(self, *, clone: bool = False, compressed: bool = False) -> dict[str, Any]:
         """Torch's layout, with masters, and the entry "outboard" (plain values).
 
-        Tensors alias the live state, as torch's do; `clone=True` makes it a snapshot.
+        Tensors alias the live state, as torch's do; `clone=True` makes it a snapshot. State in
+        formats with blocks is decoded to fp32 copies in host memory, so that it loads everywhere.
+        `compressed=True` gives it exactly instead, as three plain tensors whose names say the
+        format: "exp_avg.sym8.128.codes" (uint8), ".scales" (float32), ".layout" (sizes and
+        strides). Loading that into the same format resumes with the same bits.
         """
         handle = self.register_state_dict_post_hook(_describe, prepend=True)
+        self._shows_exact = compressed
+        if compressed:
+            self._mark_stale()
         try:
             result = super().state_dict()
         finally:
             handle.remove()
+            self._shows_exact = False
+            if self._holds_copies:
+                self._mark_stale()
         return copy.deepcopy(result) if clone else result
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads outboard's or torch's own state dict of the same class.
+        """Loads outboard's or torch's own state dict of the same class, of any state format.
 
         Everything is checked first: ValueError means that nothing was changed. Values are copied
         into the existing memory. Masters are used only if the dict comes from outboard; without
@@ -83,9 +104,10 @@ class StateDicts(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """outboard.save(self.state_dict(), path): atomic."""
-        checkpoint.save(self.state_dict(), path)
+    def save(self, path: str | os.PathLike, *, compressed: bool = True) -> None:
+        """outboard.save(self.state_dict(compressed=compressed), path): atomic. The default resumes
+        with the same bits; with compressed=False torch's own classes can load the file."""
+        checkpoint.save(self.state_dict(compressed=compressed), path)
 
     def load(self, path: str | os.PathLike) -> None:
         """self.load_state_dict(outboard.load(path)): verified."""
@@ -93,7 +115,7 @@ class StateDicts(torch.optim.Optimizer):
 
     def _state_of(self, index: int) -> dict[str, Any]:
         if self._registry.rules[index]:
-            state = dict(self._engine.state(index))
+            state = dict(self._engine.state(index, self._shows_exact))
             # Torch's order.
             return {"step": state.pop("step"), **state} if state else {}
         return self._generic.state(index)
@@ -115,7 +137,7 @@ class StateDicts(torch.optim.Optimizer):
             merged = {key: theirs.get(key, value) for key, value in group.items()}
             merged |= {key: value for key, value in theirs.items() if key not in merged}
             merged = {k: hyper.keep_kind(group.get(k), copy.copy(v)) for k, v in merged.items()}
-            fixed = ("params", "state_format", "master")
+            fixed = ("params", "state_format", "block_size", "master")
             merged |= {key: group[key] for key in fixed if key in group}
             try:
                 self._base.check_values(merged)
@@ -158,7 +180,7 @@ class StateDicts(torch.optim.Optimizer):
                 self._generic.load(index, entries.get(index, {}))
             elif index not in native:
                 self._engine.reset_state(index)
-        self._state_is_stale = True
+        self._mark_stale()
 
     def _warn_about_seed(self, own: Mapping[str, Any] | None) -> None:
         if own is not None and own.get("seed") != self._options.seed:
@@ -172,8 +194,13 @@ class StateDicts(torch.optim.Optimizer):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are made anew from groups, options and state; as in torch, without
         hooks. A deep copy of a model and its optimizer together stays connected."""
-        arguments = (self.param_groups, self._arguments, self.state_dict())
-        return _rebuild, (type(self), *arguments)
+        formats = [
+            self._registry.formats[self._registry.index(p)]
+            for group in self.param_groups
+            for p in group["params"]
+        ]
+        state_dict = self.state_dict(compressed=True)
+        return _rebuild, (type(self), self.param_groups, self._arguments, formats, state_dict)
 
     def __copy__(self) -> Any:
         raise TypeError(
@@ -182,8 +209,14 @@ class StateDicts(torch.optim.Optimizer):
         )
 
 
-def _rebuild(cls: type, groups: Any, arguments: dict[str, Any], state_dict: Any) -> Any:
+def _rebuild(
+    cls: type, groups: Any, arguments: dict[str, Any], formats: list[Any], state_dict: Any
+) -> Any:
     optimizer = cls([dict(group) for group in groups], **arguments)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter, wish in zip(parameters, formats, strict=True):
+        if optimizer._registry.formats[optimizer._registry.index(parameter)] != wish:
+            optimizer.convert_state(*wish, parameters=parameter)
     optimizer.load_state_dict(state_dict)
     return optimizer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-WHO = "CPUOffloadOptimizer"
+WHO = "outboard"  # who speaks in messages
 # Steps of a warm-up, for which other libraries write None.
 _NONE_IS_ZERO = ("t_alpha", "t_beta3")
 

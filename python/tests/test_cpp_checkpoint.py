@@ -32,6 +32,8 @@ CLASSES = {
 }
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES = [(name, "fp32") for name in CLASSES] + [("AdamW", "bf16"), ("SGD", "bf16")]
+# State of 8 bits: the tool takes the suffix off.
+CASES += [("AdamW8bit", "bf16"), ("Lion8bit", "fp32")]
 
 
 def find_tool() -> Path | None:
@@ -60,13 +62,19 @@ class Training:
     """What checkpoint_tool does, through this package."""
 
     def __init__(self, name: str, dtype: str):
-        cls, options = CLASSES[name]
+        cls, options = CLASSES[name.removesuffix("8bit")]
+        options = {"state_format": "8bit" if name.endswith("8bit") else "fp32", **options}
         self.parameters = [
             torch.nn.Parameter(pattern((17, 33), 0).to(TYPES[dtype])),
             torch.nn.Parameter(pattern((300,), 1).to(TYPES[dtype])),
         ]
         self.optimizer = outboard.CPUOffloadOptimizer(
-            self.parameters, cls, min_offload_elements=0, simulate=[0, 0, 0], **options
+            self.parameters,
+            cls,
+            min_offload_elements=0,
+            min_quantized_elements=0,
+            simulate=[0, 0, 0],
+            **options,
         )
 
     def run(self, first: int, last: int) -> None:
@@ -96,7 +104,7 @@ def test_cpp_writes_what_python_writes(name, dtype, tmp_path):
     weights = run_tool(name, dtype, 0, 3, "-", tmp_path / "cpp.pt")
     assert torch.equal(weights, training.weights())
     theirs = torch.load(tmp_path / "cpp.pt", weights_only=True)
-    ours = training.optimizer.state_dict()
+    ours = training.optimizer.state_dict(compressed=True)
     assert_same_state(theirs, ours)
     assert theirs["outboard"].keys() == ours["outboard"].keys()
     for group, own in zip(theirs["param_groups"], ours["param_groups"], strict=True):
@@ -124,7 +132,7 @@ def test_cpp_resumes_a_python_run(name, dtype, tmp_path):
     weights = run_tool(name, dtype, 3, 6, tmp_path / "three.pt", tmp_path / "six.pt")
     assert torch.equal(weights, training.weights())
     theirs = torch.load(tmp_path / "six.pt", weights_only=True)
-    assert_same_state(theirs, training.optimizer.state_dict())
+    assert_same_state(theirs, training.optimizer.state_dict(compressed=True))
 
 
 def test_cpp_reads_torchs_own_state_dict(tmp_path):

@@ -9,6 +9,7 @@
 #include <torch/optim/optimizer.h>
 #include <torch/optim/rmsprop.h>
 #include <torch/optim/sgd.h>
+#include <torch/ordered_dict.h>
 
 #include <concepts>
 #include <cstddef>
@@ -64,6 +65,17 @@ struct AdEMAMixOptions : public torch::optim::OptimizerCloneableOptions<AdEMAMix
   void set_lr(double lr) override { lr_ = lr; }
 };
 
+/// The state format of the parameters whose name fits `pattern`, with * and ? as in a shell.
+struct StateFormatOf {
+  std::string pattern;
+  std::string state_format;
+  int64_t block_size = 0;  ///< 0: the format's default
+};
+
+/// How checkpoints hold state in formats with blocks: as its codes and scales, which resume with
+/// the same bits, or decoded to fp32, which torch and every other format can load.
+enum class CheckpointState { kExact, kDecoded };
+
 /// Options of the native rule LAMB; with `max_unorm` > 0 it is bitsandbytes' LAMB, AdamW with a
 /// clipped update.
 struct LAMBOptions : public torch::optim::OptimizerCloneableOptions<LAMBOptions> {
@@ -107,7 +119,15 @@ struct CPUOffloadOptions {
   /// Device gradients are freed as soon as they are copied; further backwards are added in fp32 on
   /// the host. Clip with max_gradient_norm or clip_grad_norm_() then.
   bool offload_gradients = false;
-  std::string state_format = "fp32";  ///< how moments are stored: "fp32" or "bf16"
+  /// How state is stored: "fp32", "bf16", "8bit", "4bit", "fp8" and so on, or "a/b": signed state
+  /// as in a, second moments as in b.
+  std::string state_format = "fp32";
+  int64_t block_size = 0;                 ///< elements that share a scale; 0: the format's default
+  int64_t min_quantized_elements = 4096;  ///< smaller parameters keep fp32 state
+  /// Other formats by name; the first pattern that fits counts. Each must fit a parameter.
+  std::vector<StateFormatOf> state_formats = {};
+  /// model->named_parameters(): names for those patterns and for messages.
+  torch::OrderedDict<std::string, torch::Tensor> names{};
   /// "auto" (split for bf16 weights, fp32 for fp16), "split", "fp32", or "none" (stochastic
   /// rounding).
   std::string master = "auto";
@@ -205,8 +225,17 @@ class CPUOffloadOptimizer : public torch::optim::Optimizer {
   /// next one changes again. Optional; results are the same without it.
   Accumulation accumulate() { return Accumulation(*this); }
 
-  /// Live views on a parameter's state under torch's names, with "step" and, where one is kept,
-  /// "master". Empty before its first update. Waits for updates under way.
+  /// Stores the state of the parameters whose names fit `pattern` in another format from now on and
+  /// converts what it holds. Memory that becomes free on the host stays with the optimizer, for
+  /// later states. Throws Error(kValue) before anything changed.
+  void convert_state(const std::string& state_format, int64_t block_size = 0,
+                     const std::string& pattern = "*");
+  /// "fp32", or for example "sym8/128, root8/128": formats and their block sizes.
+  [[nodiscard]] std::string state_format_of(const torch::Tensor& parameter) const;
+
+  /// Live views on a parameter's state under torch's names (copies in fp32 of state in formats with
+  /// blocks), with "step" and, where one is kept, "master". Empty before its first update. Waits
+  /// for updates under way.
   [[nodiscard]] std::map<std::string, torch::Tensor> state_of(const torch::Tensor& parameter);
   /// "host", "resident" or "cpu".
   [[nodiscard]] std::string placement_of(const torch::Tensor& parameter) const;
@@ -218,7 +247,7 @@ class CPUOffloadOptimizer : public torch::optim::Optimizer {
   /// Writes the file that Python's optimizer.save() writes: torch.load(weights_only=True) reads it.
   /// `path` shows the old version or the whole new one at any moment. Streams, so that memory does
   /// not grow. Throws Error(kFile).
-  void save_checkpoint(const std::string& path);
+  void save_checkpoint(const std::string& path, CheckpointState state = CheckpointState::kExact);
   /// Reads what save_checkpoint(), outboard's Python face, or torch.save of a torch optimizer's
   /// state_dict() has written. Every checksum, shape and type is checked before anything changes.
   /// Throws Error(kFile) for a damaged file, Error(kValue) for one of another model.

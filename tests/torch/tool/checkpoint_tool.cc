@@ -23,10 +23,15 @@ at::Tensor pattern(at::IntArrayRef sizes, int64_t start) {
   return (numbers.to(at::kFloat) / 8).view(sizes);
 }
 
-std::unique_ptr<CPUOffloadOptimizer> make(const std::string& name,
+std::unique_ptr<CPUOffloadOptimizer> make(std::string name,
                                           const std::vector<at::Tensor>& parameters) {
-  const outboard::CPUOffloadOptions options{.min_offload_elements = 0,
-                                            .simulated_device = outboard::SimulatedDeviceOptions()};
+  outboard::CPUOffloadOptions options{.min_quantized_elements = 0,
+                                      .min_offload_elements = 0,
+                                      .simulated_device = outboard::SimulatedDeviceOptions()};
+  if (name.ends_with("8bit")) {
+    options.state_format = "8bit";
+    name.resize(name.size() - 4);
+  }
   const auto with = [&](auto base) {
     return std::make_unique<CPUOffloadOptimizer>(parameters, base, options);
   };
