@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""Device time of torch's fused AdamW on the shapes of gpu_step.cc: one JSON line per case."""
+"""Device time of torch's fused AdamW on the shapes of gpu_step.cc, and of the low-bit AdamW of
+other libraries where they are installed: one JSON line per case."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import statistics
 from collections.abc import Callable
@@ -61,18 +64,45 @@ def _report(
     print(json.dumps(line), flush=True)
 
 
-def _run(dtype: torch.dtype, copy: float) -> None:
+def _parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
     parameters = []
     for shape in _gpt_shapes(2048, 24, 50304):
         parameter = torch.nn.Parameter(torch.randn(shape, device="cuda").mul_(0.02).to(dtype))
         parameter.grad = torch.randn_like(parameter) * 1e-3
         parameters.append(parameter)
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+    return parameters
+
+
+def _run(name: str, dtype: torch.dtype, state_bytes: float, make: Callable, copy: float) -> None:
+    parameters = _parameters(dtype)
+    optimizer = make(parameters)
     times = _milliseconds(optimizer.step)
     elements = sum(parameter.numel() for parameter in parameters)
     size = parameters[0].element_size()
-    name = f"torch fused AdamW, {str(dtype).removeprefix('torch.')} weight and state"
-    _report(name, elements, 7.0 * size, times, copy)
+    name = f"{name}, {str(dtype).removeprefix('torch.')} weight"
+    _report(name, elements, 3.0 * size + 2 * state_bytes, times, copy)
+
+
+def _peers() -> list[tuple[str, float, Callable]]:
+    """Name, bytes of state per element, and factory of the optimizers that are installed."""
+    found: list[tuple[str, float, Callable]] = []
+    with contextlib.suppress(ImportError):
+        import bitsandbytes
+
+        found.append(("bitsandbytes AdamW8bit", 2 + 8 / 256, bitsandbytes.optim.AdamW8bit))
+    with contextlib.suppress(ImportError):
+        import flashoptim
+
+        found.append(("flashoptim FlashAdamW", 2.0, flashoptim.FlashAdamW))
+    with contextlib.suppress(ImportError):
+        import torchao.optim
+
+        found += [
+            ("torchao AdamW8bit", 2 + 8 / 256, torchao.optim.AdamW8bit),
+            ("torchao AdamW4bit", 1 + 8 / 128, torchao.optim.AdamW4bit),
+            ("torchao AdamWFp8", 2 + 8 / 256, torchao.optim.AdamWFp8),
+        ]
+    return found
 
 
 def main() -> None:
@@ -80,8 +110,16 @@ def main() -> None:
         print(json.dumps({"benchmark": "torch_gpu_step", "skipped": "no GPU in this machine"}))
         return
     copy = _copy_bandwidth()
-    for dtype in (torch.float32, torch.bfloat16):
-        _run(dtype, copy)
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        fused = functools.partial(torch.optim.AdamW, lr=1e-3, fused=True)
+        _run("torch fused AdamW, state as the weight", dtype, 2 * size, fused, copy)
+        torch.cuda.empty_cache()
+    for name, state_bytes, make in _peers():
+        try:
+            _run(name, torch.bfloat16, state_bytes, make, copy)
+        except Exception as error:  # a peer that does not run here is reported, not fatal
+            line = {"benchmark": "torch_gpu_step", "case": name, "failed": repr(error)[:300]}
+            print(json.dumps(line), flush=True)
         torch.cuda.empty_cache()
 
 
