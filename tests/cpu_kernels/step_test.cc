@@ -19,7 +19,8 @@ namespace {
 using ::outboard::testing::default_hyper;
 using ::outboard::testing::for_each_target;
 
-constexpr const char* kStateFormats[] = {"fp32", "bf16", "8bit", "4bit", "fp8"};
+constexpr const char* kStateFormats[] = {"fp32", "bf16",     "8bit",          "4bit",
+                                         "fp8",  "dynamic8", "dynamic8-2048", "ao4"};
 constexpr DType kGradientTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
 
 /// The defaults with every flag on that the rule accepts, and momentum where there is one.
