@@ -24,12 +24,16 @@ HWY_INLINE FloatVec load(const float* from) { return hn::LoadU(FloatTag(), from)
 
 HWY_INLINE void store(FloatVec value, float* to) { hn::StoreU(value, FloatTag(), to); }
 
+/// As exact::lerp for a weight below 0.5 in magnitude.
+HWY_INLINE FloatVec lerp_by_less_than_half(FloatVec average, FloatVec value, float weight) {
+  return hn::MulAdd(broadcast(weight), hn::Sub(value, average), average);
+}
+
 /// As exact::lerp. The weight is constant over a step, so the branch costs nothing.
 HWY_INLINE FloatVec lerp(FloatVec average, FloatVec value, float weight) {
-  const FloatVec difference = hn::Sub(value, average);
   const float magnitude = weight < 0.0f ? -weight : weight;
-  return magnitude < 0.5f ? hn::MulAdd(broadcast(weight), difference, average)
-                          : hn::MulAdd(broadcast(weight - 1.0f), difference, value);
+  return magnitude < 0.5f ? lerp_by_less_than_half(average, value, weight)
+                          : hn::MulAdd(broadcast(weight - 1.0f), hn::Sub(value, average), value);
 }
 
 /// As exact::ema_of_squares.
@@ -41,16 +45,22 @@ HWY_INLINE FloatVec ema_of_squares(FloatVec average, FloatVec gradient, float be
 
 /// exact::div by a constant of the step, without the divider: the quotient by the rounded
 /// reciprocal, corrected by its own remainder, is the correctly rounded one (Markstein: Computation
-/// of elementary functions on the IBM RISC System/6000 processor, 1990). `value` is not subnormal.
+/// of elementary functions on the IBM RISC System/6000 processor, 1990). `value` is neither
+/// subnormal nor infinite.
 /// The divider is what an update in cache waits for: a quarter less of its time.
-HWY_INLINE FloatVec div_by_constant(FloatVec value, float divisor) {
+HWY_INLINE FloatVec div_finite_by_constant(FloatVec value, float divisor) {
   const FloatVec reciprocal = broadcast(1.0f / divisor);
   const FloatVec quotient = hn::Mul(value, reciprocal);
   const FloatVec remainder = hn::NegMulAdd(quotient, broadcast(divisor), value);
-  const FloatVec corrected = hn::MulAdd(remainder, reciprocal, quotient);
+  return hn::MulAdd(remainder, reciprocal, quotient);
+}
+
+/// The same where the value may be infinite.
+HWY_INLINE FloatVec div_by_constant(FloatVec value, float divisor) {
   const FloatVec infinity =
       hn::BitCast(FloatTag(), hn::Set(hn::RebindToUnsigned<FloatTag>(), 0x7F800000u));
-  return hn::IfThenElse(hn::Eq(value, infinity), quotient, corrected);
+  return hn::IfThenElse(hn::Eq(value, infinity), hn::Mul(value, broadcast(1.0f / divisor)),
+                        div_finite_by_constant(value, divisor));
 }
 
 /// As exact::max: a NaN in `b` is returned.

@@ -60,7 +60,8 @@ struct ResolvedUpdate::Tail {
 ResolvedUpdate::ResolvedUpdate(const ParameterUpdate& update)
     : update_(update),
       transfer_(resolve_transfer(update.gradient_type, update.weight_type, update.master_format)),
-      rule_(rule_kernel(update.rule)) {
+      rule_(rule_kernel(update.rule)),
+      fused_(fused_kernel(update)) {
   is_in_place_ = transfer_.load_gradient == nullptr && transfer_.load_weight == nullptr &&
                  transfer_.store_weight == nullptr;
   for (size_t k = 0; k < kMaxStates; ++k) {
@@ -94,7 +95,10 @@ void ResolvedUpdate::run(size_t first, size_t last) const {
   const size_t whole = last / unit_elements_ * unit_elements_;
   Scratch scratch;  // not initialised: a tile is written before it is read
   const size_t stride = is_in_place_ ? std::max(whole, first + 1) - first : unit_elements_;
-  for (size_t i = first; i < whole; i += stride) update_run(run_at(i, stride), scratch);
+  for (size_t i = first; i < whole; i += stride) {
+    if (fused_ != nullptr) i = fused_(update_, i, whole);
+    if (i < whole) update_run(run_at(i, stride), scratch);
+  }
   if (whole < last) update_tail(whole, scratch);
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "cpu_kernels/fused.h"
 #include "cpu_kernels/rule_kernel.h"
 #include "cpu_kernels/transfer.h"
 #include "outboard/rule.h"
@@ -75,6 +76,7 @@ class ResolvedUpdate {
       true;  ///< everything is fp32 where it lies: the rule runs on whole ranges at once
   Transfer transfer_;
   RuleKernel rule_;
+  FusedKernel fused_ = nullptr;  ///< null: the passes do everything
   std::array<Codec, kMaxStates> codecs_ = {};
 };
 

@@ -17,15 +17,10 @@ HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
 
 struct Root8Encoder {
-  FloatVec factor;
-  HWY_INLINE explicit Root8Encoder(float scale)
-      : factor(hn::Set(FloatTag(), Root8::Encoder(scale).factor)) {}
+  SquareFinder find;
+  HWY_INLINE explicit Root8Encoder(float scale) : find(Root8::Encoder(scale).factor) {}
   HWY_INLINE BitsVec operator()(FloatVec value, BitsVec) const {
-    const SignedTag ds;
-    const BitsVec index = nearest_square(hn::Mul(hn::Sqrt(value), factor));
-    const auto exists = hn::Gt(value, hn::Zero(FloatTag()));
-    const auto least = hn::IfThenElseZero(hn::RebindMask(ds, exists), hn::Set(ds, 1));
-    return hn::BitCast(BitsTag(), hn::Max(hn::BitCast(ds, index), least));
+    return root8_code(find, hn::Sqrt(value), hn::Gt(value, hn::Zero(FloatTag())));
   }
 };
 

@@ -16,16 +16,9 @@ HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
 
 struct Sym8Encoder {
-  FloatVec factor;
-  HWY_INLINE explicit Sym8Encoder(float scale)
-      : factor(hn::Set(FloatTag(), Sym8::Encoder(scale).factor)) {}
-  HWY_INLINE BitsVec operator()(FloatVec value, BitsVec) const {
-    const SignedTag ds;
-    const auto index = hn::BitCast(ds, nearest_square(hn::Mul(hn::Abs(value), factor)));
-    // All ones where the value is negative: (c ^ -1) - -1 is -c.
-    const auto sign = hn::ShiftRight<31>(hn::BitCast(ds, value));
-    return hn::BitCast(BitsTag(), hn::Sub(hn::Xor(index, sign), sign));
-  }
+  SquareFinder find;
+  HWY_INLINE explicit Sym8Encoder(float scale) : find(Sym8::Encoder(scale).factor) {}
+  HWY_INLINE BitsVec operator()(FloatVec value, BitsVec) const { return sym8_code(find, value); }
 };
 
 struct Sym8Decoder {

@@ -16,13 +16,31 @@ HWY_BEFORE_NAMESPACE();
 namespace outboard::cpu::HWY_NAMESPACE {
 
 #if HWY_NATIVE_FMA
+/// The weight after a step along `m`, given the root.
+template <bool kIsFinite>
+HWY_INLINE FloatVec adam_weight(const rules::AdamScalars<float>& s, FloatVec weight, FloatVec m,
+                                FloatVec root) {
+  const FloatVec corrected = kIsFinite ? div_finite_by_constant(root, s.root_correction)
+                                       : div_by_constant(root, s.root_correction);
+  const FloatVec denominator = hn::Add(corrected, broadcast(s.epsilon));
+  const FloatVec step = hn::Div(hn::Mul(broadcast(s.step_size), m), denominator);
+  return hn::Sub(hn::Mul(weight, broadcast(s.decay)), step);
+}
+
+template <bool kHasL2>
+HWY_INLINE FloatVec adam_gradient(const rules::AdamScalars<float>& s, FloatVec gradient,
+                                  FloatVec weight) {
+  const FloatVec g = hn::Mul(gradient, broadcast(s.gradient_scale));
+  if constexpr (kHasL2) return hn::MulAdd(broadcast(s.l2), weight, g);
+  return g;
+}
+
 template <bool kHasL2, bool kIsAmsgrad>
-void moments_loop(const rules::AdamScalars<float>& s, const RuleTile& tile) {
+void moments_loop(const rules::AdamScalars<float> s, const RuleTile& tile) {
   const auto [gradient, weight, state, elements] = tile;
   for (size_t i = 0; i < elements; i += hn::Lanes(FloatTag())) {
     const FloatVec p = load(weight + i);
-    FloatVec g = hn::Mul(load(gradient + i), broadcast(s.gradient_scale));
-    if constexpr (kHasL2) g = hn::MulAdd(broadcast(s.l2), p, g);
+    const FloatVec g = adam_gradient<kHasL2>(s, load(gradient + i), p);
     const FloatVec m = lerp(load(state[0] + i), g, s.one_minus_beta1);
     const FloatVec v = ema_of_squares(load(state[1] + i), g, s.beta2, s.one_minus_beta2);
     FloatVec z = v;
@@ -30,10 +48,7 @@ void moments_loop(const rules::AdamScalars<float>& s, const RuleTile& tile) {
       z = max(load(state[2] + i), v);
       store(flush_subnormal(z), state[2] + i);
     }
-    const FloatVec root = div_by_constant(hn::Sqrt(z), s.root_correction);
-    const FloatVec denominator = hn::Add(root, broadcast(s.epsilon));
-    const FloatVec step = hn::Div(hn::Mul(broadcast(s.step_size), m), denominator);
-    store(hn::Sub(hn::Mul(p, broadcast(s.decay)), step), weight + i);
+    store(adam_weight<false>(s, p, m, hn::Sqrt(z)), weight + i);
     store(flush_subnormal(m), state[0] + i);
     store(flush_subnormal(v), state[1] + i);
   }
