@@ -10,12 +10,9 @@ GradientIntake::GradientIntake(std::shared_ptr<Device> device, size_t chunk_elem
   if (device_ != nullptr) down_ = device_->make_copy_queue();
 }
 
-void GradientIntake::keep(Parameter& parameter, GradientSource gradient, ComputeStream stream) {
-  if (parameter.spec.memory == Memory::kDevice) {
-    device_->sum_of_squares(stream, gradient.data, parameter.spec.type, parameter.spec.elements,
-                            parameter.device_sums);
-  }
-  parameter.local_gradient = std::move(gradient);
+void GradientIntake::measure(const Parameter& parameter, ComputeStream stream) {
+  device_->sum_of_squares(stream, parameter.local_gradient.data, parameter.spec.type,
+                          parameter.spec.elements, parameter.device_sums);
 }
 
 EventPtr GradientIntake::store(Parameter& parameter, const void* gradient, ComputeStream stream) {

@@ -43,9 +43,8 @@ class GradientIntake {
   /// `device` may be null when no parameter is in device memory. `chunk_elements` is the plan's.
   GradientIntake(std::shared_ptr<Device> device, size_t chunk_elements);
 
-  /// The gradient will be read where it is: resident parameters (their sums are enqueued), and host
-  /// memory.
-  void keep(Parameter& parameter, GradientSource gradient, ComputeStream stream);
+  /// Enqueues the segment sums of a resident parameter's gradient, which stays where it is.
+  void measure(const Parameter& parameter, ComputeStream stream);
 
   /// Copies the gradient into the parameter's store, replacing what was there. Returns the event
   /// after which the gradient's device memory is no longer read.

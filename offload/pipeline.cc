@@ -176,10 +176,11 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
   is_in_step_ = true;
   try {
     updates_done_ = nullptr;
-    backward_done_ = device_ == nullptr ? nullptr : device_->record(stream);
     const UpdateStart start = update_start(
         options_.schedule, request.max_gradient_norm > 0,
         request.loss_scale != nullptr || request.found_inf != nullptr, options_.skip_nonfinite);
+    if (start == UpdateStart::kWhenNormKnown) measure_resident(stream);
+    backward_done_ = device_ == nullptr ? nullptr : device_->record(stream);
     // Sums that nobody waits for are not copied: the next backward may already overwrite them.
     const EventPtr is_read =
         start == UpdateStart::kWhenNormKnown ? read(request, backward_done_) : nullptr;

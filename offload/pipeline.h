@@ -57,6 +57,9 @@ class Pipeline {
   [[nodiscard]] bool is_usable() const;
 
  private:
+  /// Enqueues the segment sums of resident gradients, which nobody needs unless the norm is asked
+  /// for.
+  void measure_resident(ComputeStream stream);
   /// Reads sums, loss scale and found_inf to the host; the event after which they are there (null:
   /// they are).
   [[nodiscard]] EventPtr read(const StepRequest& request, const EventPtr& backward_done);

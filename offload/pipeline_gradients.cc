@@ -39,7 +39,7 @@ void Pipeline::take(size_t index, const GradientSource& gradient, ComputeStream 
 
 void Pipeline::take_in(Parameter& parameter, const GradientSource& gradient, ComputeStream stream) {
   if (!parameter.is_offloaded()) {
-    intake_.keep(parameter, gradient, stream);
+    parameter.local_gradient = gradient;
     parameter.contributions = 1;
     return;
   }
@@ -123,12 +123,22 @@ double Pipeline::gradient_norm(const StepRequest& request, ComputeStream stream)
   for (const ParameterPtr& parameter : parameters_) {
     if (parameter->has_gradient()) active_.push_back(parameter->index);
   }
+  measure_resident(stream);
   const EventPtr is_read = read(request, device_ == nullptr ? nullptr : device_->record(stream));
   const StepDecision decision =
       driver_.submit([&] { return decide(request, is_read, UpdateStart::kWhenNormKnown); }).get();
   rethrow_failure();
   active_.clear();
   return decision.norm;
+}
+
+void Pipeline::measure_resident(ComputeStream stream) {
+  const std::lock_guard lock(intake_mutex_);
+  for (const size_t index : active_) {
+    const Parameter& parameter = *parameters_[index];
+    if (parameter.is_host_updated() || parameter.spec.elements == 0) continue;
+    intake_.measure(parameter, stream);
+  }
 }
 
 std::vector<size_t> Pipeline::changed_gradients(std::span<const SentGradient> sent,

@@ -31,10 +31,13 @@ void start_resident_master(const Parameter& parameter, CopyQueue& queue, cpu::Ar
   const ParameterSpec& spec = parameter.spec;
   const size_t master_bytes = bytes_of(spec.master_format) * padded_elements(spec.elements);
   if (master_bytes == 0 || parameter.keeps_loaded_master) return;
-  std::vector<std::byte> weight(spec.elements * bytes_of(spec.type));
+  std::vector<std::byte> weight;
   std::vector<std::byte> master(master_bytes);
-  queue.copy_to_host(weight.data(), spec.weight, weight.size());
-  queue.record()->synchronize();
+  if (spec.master_format != MasterFormat::kSplit) {  // low halves are zeros, whatever the weight is
+    weight.resize(spec.elements * bytes_of(spec.type));
+    queue.copy_to_host(weight.data(), spec.weight, weight.size());
+    queue.record()->synchronize();
+  }
   start_master(parameter, weight.data(), master.data(), arena);
   queue.copy_to_device(parameter.master, master.data(), master.size());
   queue.record()->synchronize();
