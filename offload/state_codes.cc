@@ -9,8 +9,13 @@ namespace outboard {
 
 namespace {
 
-// The byte that holds nothing but codes of zero.
-uint8_t byte_of_zeros(const StateFormat& format) {
+// What encoders write where there is nothing but zeros.
+struct Zeros {
+  uint8_t codes;  // a byte of them
+  float scale;    // of a whole block
+};
+
+Zeros zeros_of(const StateFormat& format) {
   const size_t unit = format.unit_elements();
   const std::vector<float> zeros(unit, 0.0f);
   std::vector<uint8_t> codes(format.code_bytes(unit));
@@ -18,7 +23,7 @@ uint8_t byte_of_zeros(const StateFormat& format) {
   codec(format.format)
       .encode(zeros.data(), 0, unit, unit, {}, 0,
               {codes.data(), scales.data(), format.block_elements});
-  return codes[0];
+  return {codes[0], scales[0]};
 }
 
 bool has_code_that_never_occurs(const StoredState& stored, const FormatInfo& info,
@@ -68,16 +73,17 @@ void restore_state(const StoredState& stored, const StateFormat& format, size_t 
                    const StateArray& array) {
   const FormatInfo& info = format_info(format.format);
   auto* codes = static_cast<uint8_t*>(array.codes);
-  const uint8_t zeros = byte_of_zeros(format);
+  const Zeros zeros = zeros_of(format);
   std::ranges::copy(stored.codes, codes);
-  std::fill(codes + stored.codes.size(), codes + format.code_bytes(elements), zeros);
+  std::fill(codes + stored.codes.size(), codes + format.code_bytes(elements), zeros.codes);
   if (elements * info.code_bits % 8 != 0) {
     uint8_t& half_used = codes[stored.codes.size() - 1];
-    half_used =
-        static_cast<uint8_t>((half_used & info.even_code_bits) | (zeros & ~info.even_code_bits));
+    half_used = static_cast<uint8_t>((half_used & info.even_code_bits) |
+                                     (zeros.codes & ~info.even_code_bits));
   }
   std::ranges::copy(stored.scales, array.scales);
-  std::fill(array.scales + stored.scales.size(), array.scales + format.scale_count(elements), 0.0f);
+  std::fill(array.scales + stored.scales.size(), array.scales + format.scale_count(elements),
+            zeros.scale);
 }
 
 void decode_state(const StateArray& array, const StateFormat& format, size_t elements, float* out) {

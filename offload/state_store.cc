@@ -70,12 +70,12 @@ void StateStore::add_state_wishes(const StateFormat& format, size_t elements, St
                     reinterpret_cast<void**>(&state.scales)});
 }
 
-void* StateStore::take_spare(size_t bytes) {
+void* StateStore::take_spare(const Parameter* owner, size_t bytes) {
   const size_t wanted = round_up(bytes, kHostAlignment);
   auto best = spares_.end();
   for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
-    if (spare->bytes < wanted || (best != spares_.end() && spare->bytes >= best->bytes)) continue;
-    best = spare;
+    if (spare->owner != owner || spare->bytes < wanted) continue;
+    if (best == spares_.end() || spare->bytes < best->bytes) best = spare;
   }
   if (wanted == 0 || best == spares_.end()) return nullptr;
   std::byte* memory = best->begin;
@@ -84,13 +84,13 @@ void* StateStore::take_spare(size_t bytes) {
   return memory;
 }
 
-void StateStore::grant_host(std::vector<Wish>& wishes) {
+void StateStore::grant_host(std::vector<Wish>& wishes, const Parameter* owner) {
   std::vector<Spare> spares_before = spares_;
   std::vector<void*> reused(wishes.size());
   try {
     for (size_t i = 0; i < wishes.size(); ++i) {
       Wish& wish = wishes[i];
-      if (!wish.transfer) reused[i] = take_spare(wish.bytes);
+      if (owner != nullptr) reused[i] = take_spare(owner, wish.bytes);
       if (reused[i] != nullptr) continue;
       wish.array = host_memory_.reserve(wish.bytes, wish.kind, wish.transfer);
     }
@@ -131,21 +131,24 @@ void StateStore::grant_resident(Parameter& parameter, std::span<const double> hy
   grant_device(state_wishes, parameter.device_states);
 }
 
-void StateStore::retire_host(const ParameterSpec& spec,
-                             const std::array<StateArray, kMaxStates>& states) {
-  const auto add = [this](void* begin, size_t bytes) {
+void StateStore::retire_host(const Parameter& parameter) {
+  const ParameterSpec& spec = parameter.spec;
+  const auto add = [&](void* begin, size_t bytes) {
     if (begin == nullptr || bytes == 0) return;
-    spares_.push_back({static_cast<std::byte*>(begin), round_up(bytes, kHostAlignment)});
+    spares_.push_back(
+        {&parameter, static_cast<std::byte*>(begin), round_up(bytes, kHostAlignment)});
   };
   for (size_t i = 0; i < kMaxStates; ++i) {
-    add(states[i].codes, spec.formats[i].code_bytes(spec.elements));
-    add(states[i].scales, spec.formats[i].scale_count(spec.elements) * sizeof(float));
+    add(parameter.states[i].codes, spec.formats[i].code_bytes(spec.elements));
+    add(parameter.states[i].scales, spec.formats[i].scale_count(spec.elements) * sizeof(float));
   }
   // Neighbours become one, or what was cut into codes and scales would never hold fp32 again.
   std::ranges::sort(spares_, {}, &Spare::begin);
   std::vector<Spare> merged;
   for (const Spare& spare : spares_) {
-    if (!merged.empty() && merged.back().begin + merged.back().bytes == spare.begin) {
+    const bool follows = !merged.empty() && merged.back().owner == spare.owner &&
+                         merged.back().begin + merged.back().bytes == spare.begin;
+    if (follows) {
       merged.back().bytes += spare.bytes;
     } else if (spare.bytes > 0) {
       merged.push_back(spare);
@@ -170,9 +173,9 @@ void StateStore::remake_states(Parameter& parameter,
   }
   if (parameter.is_host_updated()) {
     std::vector<Spare> spares_before = spares_;
-    retire_host(parameter.spec, parameter.states);
+    retire_host(parameter);
     try {
-      grant_host(wishes);
+      grant_host(wishes, &parameter);
     } catch (...) {
       spares_ = std::move(spares_before);  // the old arrays stay in use
       throw;

@@ -32,8 +32,8 @@ class StateStore {
   void ensure_states(Parameter& parameter, std::span<const double> hyper);
 
   /// Gives the parameter's states, which then are zeros, other formats. Host memory of the old
-  /// arrays is used again by this store, for the new ones first; device memory goes back. Nothing
-  /// is changed when it throws Error(kMemory).
+  /// arrays is kept for the new ones and for later changes of the same parameter; device memory
+  /// goes back. Nothing is changed when it throws Error(kMemory).
   void remake_states(Parameter& parameter, const std::array<StateFormat, kMaxStates>& formats);
 
   /// Gives every 16-bit offloaded parameter an fp32 accumulator.
@@ -52,14 +52,17 @@ class StateStore {
   static void hand_out(const SegmentSums& sums, std::span<const ParameterPtr> batch);
   static void add_state_wishes(const StateFormat& format, size_t elements, StateArray& state,
                                std::vector<Wish>& wishes);
-  void grant_host(std::vector<Wish>& wishes);
+  /// Takes spare memory of `owner` first, if there is one.
+  void grant_host(std::vector<Wish>& wishes, const Parameter* owner = nullptr);
   void grant_device(std::vector<Wish>& wishes, std::shared_ptr<void>& owner);
   void grant_resident(Parameter& parameter, std::span<const double> hyper);
-  void retire_host(const ParameterSpec& spec, const std::array<StateArray, kMaxStates>& states);
-  [[nodiscard]] void* take_spare(size_t bytes);
+  void retire_host(const Parameter& parameter);
+  [[nodiscard]] void* take_spare(const Parameter* owner, size_t bytes);
 
-  /// Host memory of arrays that nobody uses any more.
+  /// Host memory of a parameter's arrays that are not used any more. For that parameter alone:
+  /// shared out among all, each change of formats would cut it into smaller pieces.
   struct Spare {
+    const Parameter* owner;
     std::byte* begin;
     size_t bytes;
   };

@@ -162,9 +162,9 @@ class Engine {
   /// Makes the state arrays exist that `hyper` asks for. Throws Error(kMemory).
   void ensure_states(size_t parameter, std::span<const double> hyper);
   /// Gives a parameter's states other formats; those that exist hold zeros then, so read them
-  /// first. Blocks until updates on the host are done. Host memory stays with the engine, which
-  /// uses it for the new arrays and for later ones; device memory goes back. Throws Error(kMemory),
-  /// then nothing was changed.
+  /// first. Blocks until updates on the host are done. Host memory is kept for the new arrays and
+  /// for later formats of the same parameter; device memory goes back. Throws Error(kMemory), then
+  /// nothing was changed.
   void set_formats(size_t parameter, const std::array<StateFormat, kMaxStates>& formats);
 
   /// Blocks until the driver is idle and every copy is done.
