@@ -154,7 +154,8 @@ class OutboardUpdater:
         return dataclasses.asdict(self.optimizer.stats().memory)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        state = self.optimizer.state_dict(compressed=True)
+        return {"optimizer": state, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])

@@ -16,7 +16,6 @@ CPUOffloadOptions LowBitOptions::without_offload() const {
           .min_offload_elements = std::numeric_limits<int64_t>::max(),
           .skip_nonfinite = skip_nonfinite,
           .threads = threads,
-          .pin_memory = false,
           .seed = seed,
           .simulated_device = simulated_device};
 }

@@ -204,8 +204,8 @@ class EngineOptimizer(StateDicts):
         """Stores state in another format from now on, and converts what it holds.
 
         `parameters`: parameters, names or name patterns; None for all. As at construction, those
-        below min_quantized_elements keep fp32 state. Host memory that becomes free stays with the
-        optimizer, which uses it for the new state and for later ones; device memory goes back to
+        below min_quantized_elements keep fp32 state. Host memory that becomes free is kept for the
+        same parameter's later formats (stats() counts what is held); device memory goes back to
         torch. Raises ValueError before anything changed; should memory run out, each parameter has
         either format, whole.
         """

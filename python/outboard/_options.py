@@ -59,7 +59,7 @@ class EngineOptions:
 
     def make_engine(self) -> Any:
         """A native engine with these options and no parameters."""
-        return self._make_engine(False, False, DEFAULT_CHUNK_ELEMENTS)
+        return self._make_engine(False, True, DEFAULT_CHUNK_ELEMENTS)
 
     def is_resident(self, parameter: torch.Tensor, name: str) -> bool:
         """Whether the state of a parameter on a device stays there."""

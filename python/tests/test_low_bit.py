@@ -73,28 +73,32 @@ def test_named_class_has_a_real_signature(name):
 
 
 def regression(make_optimizer, steps=150):
-    """The loss of a small network that learns a fixed function, at its end."""
+    """The first and the last loss of a small network that learns a fixed function."""
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(256, 64, generator=generator)
     targets = torch.tanh(inputs @ torch.randn(64, 32, generator=generator) / 8)
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.GELU(), torch.nn.Linear(128, 32))
     optimizer = make_optimizer(model.parameters())
+    losses = []
     for _ in range(steps):
         optimizer.zero_grad()
         loss = torch.nn.functional.mse_loss(model(inputs), targets)
         loss.backward()
         optimizer.step()
-    return loss.item()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
 
 
-@pytest.mark.parametrize("name, tolerance", [("8bit", 0.05), ("4bit", 0.5), ("fp8", 0.5)])
+# Differences in what was learnt, relative to the whole way down.
+@pytest.mark.parametrize("name, tolerance", [("8bit", 0.001), ("4bit", 0.02), ("fp8", 0.01)])
 def test_loss_is_close_to_that_of_fp32_state(name, tolerance):
     if name not in KNOWN:
         pytest.skip(f"there is no format {name}")
-    usual = regression(lambda p: torch.optim.AdamW(p, lr=3e-3))
-    low = regression(lambda p: low_bit(CPU, p, lr=3e-3, state_format=name))
-    assert low == pytest.approx(usual, rel=tolerance)
+    start, usual = regression(lambda p: torch.optim.AdamW(p, lr=3e-3))
+    _, low = regression(lambda p: low_bit(CPU, p, lr=3e-3, state_format=name))
+    assert usual < 0.1 * start
+    assert abs(low - usual) < tolerance * (start - usual)
 
 
 def test_groups_schedulers_closures_and_norms(place):
@@ -115,7 +119,7 @@ def test_groups_schedulers_closures_and_norms(place):
 
     losses = []
     for _ in range(3):
-        losses.append(float(optimizer.step(closure)))
+        losses.append(optimizer.step(closure).item())
         schedule.step()
     assert losses[2] < losses[0]
     assert optimizer.param_groups[0]["lr"] == 1e-2 / 8

@@ -226,8 +226,8 @@ class CPUOffloadOptimizer : public torch::optim::Optimizer {
   Accumulation accumulate() { return Accumulation(*this); }
 
   /// Stores the state of the parameters whose names fit `pattern` in another format from now on and
-  /// converts what it holds. Memory that becomes free on the host stays with the optimizer, for
-  /// later states. Throws Error(kValue) before anything changed.
+  /// converts what it holds. Host memory that becomes free is kept for the same parameter's later
+  /// formats. Throws Error(kValue) before anything changed.
   void convert_state(const std::string& state_format, int64_t block_size = 0,
                      const std::string& pattern = "*");
   /// "fp32", or for example "sym8/128, root8/128": formats and their block sizes.
