@@ -60,8 +60,12 @@ TEST(StateCodes, RestoringMakesTheWholeArrayAsTheEncoderMadeIt) {
       encode_state(values(elements).data(), format, elements, {}, encoded.view);
       const StoredState kept = stored(encoded, format, elements);
       ASSERT_EQ(flaw_of(kept, format, elements), "") << text(format, elements);
+      std::vector<uint8_t> codes(kept.codes.begin(), kept.codes.end());
+      if (elements * format_info(format.format).code_bits % 8 != 0) {
+        codes.back() |= static_cast<uint8_t>(~format_info(format.format).even_code_bits);
+      }
       Array restored(format, elements, 0x55);
-      restore_state(kept, format, elements, restored.view);
+      restore_state({codes, kept.scales}, format, elements, restored.view);
       EXPECT_EQ(restored.codes, encoded.codes) << text(format, elements);
       EXPECT_EQ(restored.scales, encoded.scales) << text(format, elements);
     }
