@@ -122,7 +122,11 @@ def _named_class(base: type, state_format: str) -> type:
     signature = _signature(base)
 
     def __init__(self, *args, **kwargs):
-        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        try:
+            given = dict(signature.bind(self, *args, **kwargs).arguments)
+        except TypeError as error:
+            takes = ", ".join(list(signature.parameters)[1:])
+            raise TypeError(f"[{WHO}] {name}: {error}; it takes {takes}") from None
         given.pop("self")
         params = given.pop("params")
         LowBitOptimizer.__init__(self, params, base, state_format=state_format, **given)
