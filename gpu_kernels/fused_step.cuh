@@ -52,21 +52,24 @@ __device__ __forceinline__ bool update_values(const typename Rule::template Scal
   return arithmetic.is_rare;
 }
 
-/// Updates kRun elements in this lane.
+/// Updates kRun elements in this lane. `words`: the run as fetched, if kWhole; else memory for it.
 template <class Rule, class Types, class Formats, int kRun, bool kUsual, bool kWhole>
 __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
                                            const typename Rule::template Scalars<float>& scalars,
-                                           const DeviceParameter& parameter, Run run) {
+                                           const DeviceParameter& parameter, Run run,
+                                           RunWords<Rule, kRun, kWhole>& words) {
   using States = RuleStates<Rule>;
   const LaunchTypes types = Types::of(arguments.types);
   const StateAccess<Rule, Formats> states{arguments, parameter};
-  WeightRun<kRun, kWhole> weight;
+  WeightRun<kRun, kWhole>& weight = words.weight;
   RunValues<Rule, kRun> values;
-  load_values<Rule, Types, Formats, kRun, kWhole>(types, states, run, weight, values);
+  if constexpr (!kWhole) fetch_words(types, states, run, words);
+  decode_words(types, states, run, words, values);
   const bool is_void = update_values < Rule, Formats, kRun, kUsual && kWhole > (scalars, values);
   if constexpr (kUsual && kWhole) {
     if (__any_sync(0xFFFFFFFFu, is_void)) {  // nothing is stored yet: the warp begins again
-      load_values<Rule, Types, Formats, kRun, kWhole>(types, states, run, weight, values);
+      fetch_words(types, states, run, words);
+      decode_words(types, states, run, words, values);
       update_values<Rule, Formats, kRun, false>(scalars, values);
     }
   }
@@ -99,25 +102,27 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
   }
 }
 
-/// Blocks that must fit on a multiprocessor. 4 leave a thread 64 registers; with 3 and 80 registers
-/// an H200 is 3 to 5 % slower on 16-bit weights and states.
-template <class Types>
-inline constexpr int kResidentBlocks = Types::kIsFixed ? 4 : 3;
+/// Blocks that must fit on a multiprocessor: 3 leave a thread 80 registers. With 4 and 64 registers
+/// nothing can be fetched ahead, with 2 too few warps are left to hide the rest.
+inline constexpr int kResidentBlocks = 3;
 
 /// One block updates kBlockElements elements of one parameter, each warp 32 * kRun at a time.
 /// kUsual: compiled for the rule's common case only.
 template <class Rule, class Types, class Formats, int kRun, bool kUsual>
-__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<Types>)
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks)
     fused_step(const __grid_constant__ StepArguments<Rule> arguments) {
   const BlockWork work = arguments.table.blocks[blockIdx.x];
   const DeviceParameter parameter = arguments.table.parameters[work.parameter];
   decltype(auto) scalars = scalars_of(arguments, work.parameter);
   const uint64_t begin = work.part * kBlockElements;
-  for_each_run<Rule, Types, kRun>(arguments, parameter, begin, begin + kBlockElements,
-                                  [&](auto is_whole, Run run) {
-                                    update_run<Rule, Types, Formats, kRun, kUsual, is_whole.value>(
-                                        arguments, scalars, parameter, run);
-                                  });
+  const StateAccess<Rule, Formats> states{arguments, parameter};
+  for_each_run<Rule, Types, kRun>(
+      arguments, parameter, begin, begin + kBlockElements,
+      [&](Run run, auto& words) { fetch_words(Types::of(arguments.types), states, run, words); },
+      [&](Run run, auto& words, auto is_whole) {
+        update_run<Rule, Types, Formats, kRun, kUsual, is_whole.value>(arguments, scalars,
+                                                                       parameter, run, words);
+      });
 }
 
 /// Launches the kernel for one choice of types and formats.
@@ -197,6 +202,9 @@ void launch_rule(const LaunchKey& key, const DeviceTable& table, StreamHandle st
   using FourBit = FixedFormats<Format::kNF4, Format::kRoot4>;
   using Mixed = FixedFormats<Format::kSym8, Format::kRoot4>;
   using Dynamic = FixedFormats<Format::kDynamic8Signed, Format::kDynamic8Unsigned>;
+  if (launch_if<Rule, Split, FourBit>(arguments, stream)) return;
+  if (launch_if<Rule, Split, Mixed>(arguments, stream)) return;
+  if (launch_if<Rule, Split, Dynamic>(arguments, stream)) return;
   if (launch_if<Rule, AnyTypes, FourBit>(arguments, stream)) return;
   if (launch_if<Rule, AnyTypes, Mixed>(arguments, stream)) return;
   if (launch_if<Rule, AnyTypes, Dynamic>(arguments, stream)) return;

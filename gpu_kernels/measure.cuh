@@ -41,13 +41,14 @@ __device__ __forceinline__ void put_values(const float* values, float* shared) {
 template <class Rule, class Types, class Formats, int kRun, bool kWhole>
 __device__ __forceinline__ void measure_run(const StepArguments<Rule>& arguments,
                                             const DeviceParameter& parameter, Run run,
+                                            RunWords<Rule, kRun, kWhole>& words,
                                             float* shared_weight, float* shared_measured) {
   using States = RuleStates<Rule>;
-  WeightRun<kRun, kWhole> weight;
+  const LaunchTypes types = Types::of(arguments.types);
+  const StateAccess<Rule, Formats> states{arguments, parameter};
   RunValues<Rule, kRun> values;
-  load_values<Rule, Types, Formats, kRun, kWhole>(Types::of(arguments.types),
-                                                  StateAccess<Rule, Formats>{arguments, parameter},
-                                                  run, weight, values);
+  if constexpr (!kWhole) fetch_words(types, states, run, words);
+  decode_words(types, states, run, words, values);
   float measured[kRun];
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
@@ -88,9 +89,12 @@ __global__ void __launch_bounds__(kBlockThreads)
   for (uint64_t segment = 0; segment < kBlockSegments; ++segment) {
     const uint64_t begin = work.part * kBlockElements + segment * kNormSegmentElements;
     if (begin >= parameter.elements) return;  // for the whole block
+    const StateAccess<Rule, Formats> states{arguments, parameter};
     for_each_run<Rule, Types, kRun>(
-        arguments, parameter, begin, begin + kNormSegmentElements, [&](auto is_whole, Run run) {
-          measure_run<Rule, Types, Formats, kRun, is_whole.value>(arguments, parameter, run,
+        arguments, parameter, begin, begin + kNormSegmentElements,
+        [&](Run run, auto& words) { fetch_words(Types::of(arguments.types), states, run, words); },
+        [&](Run run, auto& words, auto is_whole) {
+          measure_run<Rule, Types, Formats, kRun, is_whole.value>(arguments, parameter, run, words,
                                                                   weight + (run.first - begin),
                                                                   measured + (run.first - begin));
         });
