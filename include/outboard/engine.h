@@ -43,8 +43,8 @@ struct ParameterSpec {
       rule;  ///< none: the caller computes the update between begin_step and finish_step
   MasterFormat master_format = MasterFormat::kWeight;
   std::array<StateFormat, kMaxStates> formats = {};
-  std::vector<double>
-      hyper;  ///< in the rule's catalogue order; decides which states exist at first
+  std::vector<double> hyper =
+      {};  ///< in the rule's catalogue order; decides which states exist at first
   uint64_t random_id =
       0;  ///< stable id for stochastic rounding; the default is the registration index
   bool has_random_id = false;
