@@ -2,12 +2,12 @@
 # alone, what must not compile does not.
 include(GoogleTest)
 
-# Adds the binary test_<folder> from tests/<folder>/*.cc (cuda_*.cc only with CUDA, no_cuda_*.cc only
-# without), linked to LIBRARIES. Tests whose name holds
+# Adds the binary test_<folder> from tests/<folder>/*.cc and *.cu (cuda_* only with CUDA, no_cuda_*
+# only without), linked to LIBRARIES. Tests whose name holds
 # Gpu or Cuda, or all of them with GPU, carry the label gpu, those with Slow slow, the others cpu.
 function(outboard_test folder)
   cmake_parse_arguments(PARSE_ARGV 1 arg "GPU" "" "LIBRARIES")
-  outboard_sources(sources ${folder}/*.cc)
+  outboard_sources(sources ${folder}/*.cc ${folder}/*.cu)
   outboard_sources(shared support/*.cc)
   if(OUTBOARD_HAS_CUDA)
     list(FILTER sources EXCLUDE REGEX "/no_cuda_[^/]*$")

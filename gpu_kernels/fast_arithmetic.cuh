@@ -25,10 +25,10 @@ struct FastArithmetic {
     return exact::fma(remainder, exact::mul(reciprocal, 0.5f), root);
   }
 
-  /// The quotient of 2^-90 <= |a| <= 2^60 by 2^-60 <= b <= 2^45, as exact::div. Within these bounds
+  /// The quotient of 2^-80 <= |a| <= 2^60 by 2^-60 <= b <= 2^45, as exact::div. Within these bounds
   /// the quotient is normal and the remainder exact.
   __device__ __forceinline__ float div(float a, float b) {
-    is_rare |= !(fabsf(a) >= 0x1p-90f) | !(fabsf(a) <= 0x1p60f);
+    is_rare |= !(fabsf(a) >= 0x1p-80f) | !(fabsf(a) <= 0x1p60f);
     float rough;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(rough) : "f"(b));
     const float reciprocal = exact::fma(rough, exact::fma(-b, rough, 1.0f), rough);

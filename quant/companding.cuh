@@ -49,15 +49,18 @@ __device__ __forceinline__ float unit_of(float scale) {
 
 /// exact::div(kLevels, scale) for a scale of 2^-100 or more, without branches: a refined
 /// reciprocal, and the quotient corrected by its own remainder. Equal for every mantissa. What it
-/// returns for 0 is not used.
+/// returns for 0 is not used. Large scales are divided by a power of two first, because their
+/// reciprocals would be subnormal.
 template <class Definition>
 __device__ __forceinline__ float factor_of(float scale) {
+  const float fraction = scale > 0x1p100f ? 0x1p-32f : 1.0f;
+  const float divisor = exact::mul(scale, fraction);
   float rough;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(rough) : "f"(scale));
-  const float reciprocal = exact::fma(rough, exact::fma(-scale, rough, 1.0f), rough);
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(rough) : "f"(divisor));
+  const float reciprocal = exact::fma(rough, exact::fma(-divisor, rough, 1.0f), rough);
   const float quotient = exact::mul(Definition::kLevels, reciprocal);
-  const float remainder = exact::fma(-quotient, scale, Definition::kLevels);
-  return exact::fma(remainder, reciprocal, quotient);
+  const float remainder = exact::fma(-quotient, divisor, Definition::kLevels);
+  return exact::mul(exact::fma(remainder, reciprocal, quotient), fraction);
 }
 
 }  // namespace outboard::quant::device

@@ -18,7 +18,7 @@ mkdir -p "$out"
 use_package
 
 # Every instruction is watched, so only tests with little work: each access path once.
-filter='GpuStepShapes.EverySize*:GpuStepShapes.Pieces*:GpuStepValues.*:GpuSumOfSquares.Shows*'
+filter='GpuStepShapes.EverySize*:GpuStepShapes.Pieces*:GpuStepValues.*:GpuSumOfSquares.Shows*:GpuNorms.*Around*'
 status=0
 for tool in memcheck racecheck; do
   log=$out/compute_sanitizer_$tool.log

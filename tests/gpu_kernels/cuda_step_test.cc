@@ -119,7 +119,9 @@ INSTANTIATE_TEST_SUITE_P(Rules, GpuStep, testing::Range(size_t{0}, kRuleCount),
 /// What the fast kernels serve.
 std::vector<Combination> common_combinations() {
   std::vector<Combination> combinations;
-  for (const StateFormats formats : {kPlain, kNarrow}) {
+  for (const char* const name :
+       {"fp32", "bf16", "8bit", "4bit", "8bit/4bit", "dynamic8", "dynamic8-2048", "fp8"}) {
+    const StateFormats formats = state_formats_named(name);
     combinations.push_back(adamw(DType::kF32, MasterFormat::kWeight, formats));
     combinations.push_back(adamw(DType::kBF16, MasterFormat::kSplit, formats));
     combinations.push_back(adamw(DType::kBF16, MasterFormat::kStochastic, formats));

@@ -60,6 +60,7 @@ void fill(const ParameterView& view) {
   for (size_t i = 0; i < 2; ++i) {
     const StateFormat& format = view.spec->formats[i];
     std::memset(view.states[i].codes, 0x3C, format.code_bytes(kElements));
+    if (view.states[i].scales == nullptr) continue;
     std::memset(view.states[i].scales, 0x3C, format.scale_count(kElements) * sizeof(float));
   }
 }

@@ -78,7 +78,7 @@ template <class T>
 
 /// No L2 decay, no amsgrad, a first moment that keeps more than half of itself, and scalars with
 /// which a denominator lies in [2^-60, 2^45] for a root of up to 2^30, and with which a numerator
-/// of 2^-90 belongs to a moment that is not subnormal.
+/// of 2^-80 belongs to a moment that is not subnormal.
 OUTBOARD_HD bool is_usual_adam(const AdamScalars<float>& s) {
   const bool is_short = s.one_minus_beta1 >= 0.0f && s.one_minus_beta1 < 0.5f;
   const bool is_in_range = s.epsilon >= 0x1p-60f && s.epsilon <= 0x1p20f &&
