@@ -20,6 +20,7 @@ constexpr FormatInfo describe(Format format) {
                   .code_bits = FormatType::kCodeBits,
                   .block_elements = FormatType::kBlockElements,
                   .block_sizes = {},
+                  .is_signed = FormatType::kIsSigned,
                   .is_stochastic = FormatType::kIsStochastic,
                   .even_code_bits = 0xFF,
                   .is_code = nullptr};
@@ -127,6 +128,13 @@ StateFormats state_formats_named(std::string_view name, size_t block_elements) {
   const NamedFormats first = find_formats(name.substr(0, slash));
   const NamedFormats second =
       slash == std::string_view::npos ? first : find_formats(name.substr(slash + 1));
+  const FormatInfo& signed_state = format_info(first.signed_state);
+  if (!signed_state.is_signed) {
+    fail(ErrorKind::kValue, "state_formats_named", "state_format '", name,
+         "' stores signed state as ", signed_state.name,
+         ", which holds no negative values; name a signed format before it: '8bit/",
+         signed_state.name, "'");
+  }
   return {with_blocks(first.signed_state, block_elements, first.block_elements),
           with_blocks(second.unsigned_state, block_elements, second.block_elements)};
 }

@@ -31,6 +31,7 @@ struct FormatInfo {
   size_t code_bits;       ///< bits per element
   size_t block_elements;  ///< default number of elements that share one fp32 scale; 0: no scales
   std::span<const uint32_t> block_sizes;  ///< what block_elements may be; powers of two
+  bool is_signed;                         ///< false: holds no negative values
   bool is_stochastic;                     ///< rounding draws from the counter-based generator
   uint8_t even_code_bits;  ///< the bits of a byte that hold the code of an element of even index
   bool (*is_code)(uint8_t code);  ///< whether an encoder makes this code; null: each occurs
@@ -92,7 +93,8 @@ struct StateFormats {
 /// 0.001 * v is below half an ulp and the average stalls), "8bit" (sym8, root8), and so on; the
 /// name of a single format stands for both; "a/b" takes the signed format of a and the unsigned one
 /// of b. `block_elements`: of every format that has blocks; 0: their own defaults. Throws
-/// Error(kValue) that lists the known names, or the lengths that the format allows.
+/// Error(kValue) that lists the known names, or the lengths that the format allows, or says that
+/// what is meant for signed state holds no negative values.
 [[nodiscard]] StateFormats state_formats_named(std::string_view name, size_t block_elements = 0);
 
 /// The names that stand for a pair of formats, in the order of documentation.

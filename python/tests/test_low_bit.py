@@ -161,6 +161,13 @@ def test_grad_scaler(place, fused):
     assert_same(clones(p), clones(q))
 
 
+@pytest.mark.parametrize("name", ["root8", "e4m3_root", "dynamic8_unsigned/8bit"])
+def test_formats_without_negative_values_are_refused_for_signed_state(name):
+    parameter = torch.nn.Parameter(torch.zeros(64, 128))
+    with pytest.raises(ValueError, match="no negative values"):
+        outboard.LowBitOptimizer([parameter], torch.optim.AdamW, state_format=name)
+
+
 def test_bad_options_are_refused():
     p = make_parameters()
     for options, kind, message in (

@@ -259,6 +259,20 @@ TEST(FormatTable, UnknownNamesAreRefusedWithTheKnownOnes) {
   EXPECT_THROW(static_cast<void>(format_named("")), Error);
 }
 
+TEST(FormatTable, FormatsWithoutASignAreRefusedForSignedState) {
+  for (const char* name : {"root8", "root8/root8", "e4m3_root", "dynamic8_unsigned/8bit"}) {
+    try {
+      static_cast<void>(state_formats_named(name));
+      FAIL() << name;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kValue);
+      EXPECT_NE(std::string(error.what()).find("no negative values"), std::string::npos);
+    }
+  }
+  EXPECT_EQ(state_formats_named("8bit/root8s").unsigned_state.format, Format::kRoot8Stochastic);
+  EXPECT_EQ(state_formats_named("fp32/sym8").unsigned_state.format, Format::kSym8);
+}
+
 TEST(FormatTable, BlockLengthsThatAFormatLacksAreRefused) {
   EXPECT_THROW(static_cast<void>(state_format(Format::kSym8, 100)), Error);
   EXPECT_THROW(static_cast<void>(state_format(Format::kF32, 64)), Error);
