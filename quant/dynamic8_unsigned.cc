@@ -1,48 +1,25 @@
 // CPU codec of the format dynamic8_unsigned for every SIMD target.
 #include "quant/dynamic8_unsigned.h"
 
-#include "quant/codec.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/dynamic8_unsigned.cc"
 #include "hwy/foreach_target.h"
 // Once per target, and so after foreach_target.h:
 #include "hwy/highway.h"
 #include "quant/block_codec-inl.h"
-#include "quant/dispatch.h"
+#include "quant/define_block_codec.h"
 #include "quant/dynamic_map-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
 
-void decode_dynamic8_unsigned(const StateArray& array, size_t first, size_t count, float* out) {
-  decode_blocks<Dynamic8Unsigned, DynamicVectorDecoder<Dynamic8Unsigned>>(array, first, count, out);
-}
-
-void encode_dynamic8_unsigned(const float* in, size_t first, size_t count, size_t elements,
-                              const RandomContext& random, uint64_t offset,
-                              const StateArray& array) {
-  encode_blocks<Dynamic8Unsigned, DynamicVectorEncoder<Dynamic8Unsigned>>(
-      in, first, count, elements, random, offset, array);
-}
+OUTBOARD_BLOCK_CODEC_FUNCTIONS(Dynamic8Unsigned, dynamic8_unsigned,
+                               DynamicVectorEncoder<Dynamic8Unsigned>,
+                               DynamicVectorDecoder<Dynamic8Unsigned>)
 
 }  // namespace outboard::quant::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace outboard {
-namespace quant {
-HWY_EXPORT(decode_dynamic8_unsigned);
-HWY_EXPORT(encode_dynamic8_unsigned);
-}  // namespace quant
-
-template <>
-Codec resolve_codec<quant::Dynamic8Unsigned>() {
-  choose_target();
-  return {.is_plain_f32 = false,
-          .decode = OUTBOARD_SIMD_FUNCTION(quant::decode_dynamic8_unsigned),
-          .encode = OUTBOARD_SIMD_FUNCTION(quant::encode_dynamic8_unsigned)};
-}
-
-}  // namespace outboard
+OUTBOARD_RESOLVE_BLOCK_CODEC(Dynamic8Unsigned, dynamic8_unsigned)
 #endif

@@ -1,15 +1,13 @@
 // CPU codec of the format e4m3_root for every SIMD target.
 #include "quant/e4m3_root.h"
 
-#include "quant/codec.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/e4m3_root.cc"
 #include "hwy/foreach_target.h"
 // Once per target, and so after foreach_target.h:
 #include "hwy/highway.h"
 #include "quant/block_codec-inl.h"
-#include "quant/dispatch.h"
+#include "quant/define_block_codec.h"
 #include "quant/float8-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -38,32 +36,11 @@ struct E4M3RootDecoder {
   }
 };
 
-void decode_e4m3_root(const StateArray& array, size_t first, size_t count, float* out) {
-  decode_blocks<E4M3Root, E4M3RootDecoder>(array, first, count, out);
-}
-
-void encode_e4m3_root(const float* in, size_t first, size_t count, size_t elements,
-                      const RandomContext& random, uint64_t offset, const StateArray& array) {
-  encode_blocks<E4M3Root, E4M3RootEncoder>(in, first, count, elements, random, offset, array);
-}
+OUTBOARD_BLOCK_CODEC_FUNCTIONS(E4M3Root, e4m3_root, E4M3RootEncoder, E4M3RootDecoder)
 
 }  // namespace outboard::quant::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace outboard {
-namespace quant {
-HWY_EXPORT(decode_e4m3_root);
-HWY_EXPORT(encode_e4m3_root);
-}  // namespace quant
-
-template <>
-Codec resolve_codec<quant::E4M3Root>() {
-  choose_target();
-  return {.is_plain_f32 = false,
-          .decode = OUTBOARD_SIMD_FUNCTION(quant::decode_e4m3_root),
-          .encode = OUTBOARD_SIMD_FUNCTION(quant::encode_e4m3_root)};
-}
-
-}  // namespace outboard
+OUTBOARD_RESOLVE_BLOCK_CODEC(E4M3Root, e4m3_root)
 #endif

@@ -1,15 +1,13 @@
 // CPU codec of the format root4_nearest for every SIMD target.
 #include "quant/root4_nearest.h"
 
-#include "quant/codec.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/root4_nearest.cc"
 #include "hwy/foreach_target.h"
 // Once per target, and so after foreach_target.h:
 #include "hwy/highway.h"
 #include "quant/block_codec-inl.h"
-#include "quant/dispatch.h"
+#include "quant/define_block_codec.h"
 #include "quant/root4-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,33 +24,11 @@ struct Root4NearestEncoder {
   }
 };
 
-void decode_root4_nearest(const StateArray& array, size_t first, size_t count, float* out) {
-  decode_blocks<Root4Nearest, Root4Decoder>(array, first, count, out);
-}
-
-void encode_root4_nearest(const float* in, size_t first, size_t count, size_t elements,
-                          const RandomContext& random, uint64_t offset, const StateArray& array) {
-  encode_blocks<Root4Nearest, Root4NearestEncoder>(in, first, count, elements, random, offset,
-                                                   array);
-}
+OUTBOARD_BLOCK_CODEC_FUNCTIONS(Root4Nearest, root4_nearest, Root4NearestEncoder, Root4Decoder)
 
 }  // namespace outboard::quant::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace outboard {
-namespace quant {
-HWY_EXPORT(decode_root4_nearest);
-HWY_EXPORT(encode_root4_nearest);
-}  // namespace quant
-
-template <>
-Codec resolve_codec<quant::Root4Nearest>() {
-  choose_target();
-  return {.is_plain_f32 = false,
-          .decode = OUTBOARD_SIMD_FUNCTION(quant::decode_root4_nearest),
-          .encode = OUTBOARD_SIMD_FUNCTION(quant::encode_root4_nearest)};
-}
-
-}  // namespace outboard
+OUTBOARD_RESOLVE_BLOCK_CODEC(Root4Nearest, root4_nearest)
 #endif

@@ -1,8 +1,6 @@
 // CPU codec of the format root8 for every SIMD target.
 #include "quant/root8.h"
 
-#include "quant/codec.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/root8.cc"
 #include "hwy/foreach_target.h"
@@ -10,7 +8,7 @@
 #include "hwy/highway.h"
 #include "quant/block_codec-inl.h"
 #include "quant/companding-inl.h"
-#include "quant/dispatch.h"
+#include "quant/define_block_codec.h"
 #include "quant/root8-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -24,32 +22,11 @@ struct Root8Encoder {
   }
 };
 
-void decode_root8(const StateArray& array, size_t first, size_t count, float* out) {
-  decode_blocks<Root8, Root8Decoder>(array, first, count, out);
-}
-
-void encode_root8(const float* in, size_t first, size_t count, size_t elements,
-                  const RandomContext& random, uint64_t offset, const StateArray& array) {
-  encode_blocks<Root8, Root8Encoder>(in, first, count, elements, random, offset, array);
-}
+OUTBOARD_BLOCK_CODEC_FUNCTIONS(Root8, root8, Root8Encoder, Root8Decoder)
 
 }  // namespace outboard::quant::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace outboard {
-namespace quant {
-HWY_EXPORT(decode_root8);
-HWY_EXPORT(encode_root8);
-}  // namespace quant
-
-template <>
-Codec resolve_codec<quant::Root8>() {
-  choose_target();
-  return {.is_plain_f32 = false,
-          .decode = OUTBOARD_SIMD_FUNCTION(quant::decode_root8),
-          .encode = OUTBOARD_SIMD_FUNCTION(quant::encode_root8)};
-}
-
-}  // namespace outboard
+OUTBOARD_RESOLVE_BLOCK_CODEC(Root8, root8)
 #endif

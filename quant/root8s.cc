@@ -1,15 +1,13 @@
 // CPU codec of the format root8s for every SIMD target.
 #include "quant/root8s.h"
 
-#include "quant/codec.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/root8s.cc"
 #include "hwy/foreach_target.h"
 // Once per target, and so after foreach_target.h:
 #include "hwy/highway.h"
 #include "quant/block_codec-inl.h"
-#include "quant/dispatch.h"
+#include "quant/define_block_codec.h"
 #include "quant/root8-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -37,33 +35,11 @@ struct Root8StochasticEncoder {
   }
 };
 
-void decode_root8s(const StateArray& array, size_t first, size_t count, float* out) {
-  decode_blocks<Root8Stochastic, Root8Decoder>(array, first, count, out);
-}
-
-void encode_root8s(const float* in, size_t first, size_t count, size_t elements,
-                   const RandomContext& random, uint64_t offset, const StateArray& array) {
-  encode_blocks<Root8Stochastic, Root8StochasticEncoder>(in, first, count, elements, random, offset,
-                                                         array);
-}
+OUTBOARD_BLOCK_CODEC_FUNCTIONS(Root8Stochastic, root8s, Root8StochasticEncoder, Root8Decoder)
 
 }  // namespace outboard::quant::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace outboard {
-namespace quant {
-HWY_EXPORT(decode_root8s);
-HWY_EXPORT(encode_root8s);
-}  // namespace quant
-
-template <>
-Codec resolve_codec<quant::Root8Stochastic>() {
-  choose_target();
-  return {.is_plain_f32 = false,
-          .decode = OUTBOARD_SIMD_FUNCTION(quant::decode_root8s),
-          .encode = OUTBOARD_SIMD_FUNCTION(quant::encode_root8s)};
-}
-
-}  // namespace outboard
+OUTBOARD_RESOLVE_BLOCK_CODEC(Root8Stochastic, root8s)
 #endif

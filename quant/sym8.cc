@@ -1,8 +1,6 @@
 // CPU codec of the format sym8 for every SIMD target.
 #include "quant/sym8.h"
 
-#include "quant/codec.h"
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "quant/sym8.cc"
 #include "hwy/foreach_target.h"
@@ -10,7 +8,7 @@
 #include "hwy/highway.h"
 #include "quant/block_codec-inl.h"
 #include "quant/companding-inl.h"
-#include "quant/dispatch.h"
+#include "quant/define_block_codec.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
@@ -33,32 +31,11 @@ struct Sym8Decoder {
   }
 };
 
-void decode_sym8(const StateArray& array, size_t first, size_t count, float* out) {
-  decode_blocks<Sym8, Sym8Decoder>(array, first, count, out);
-}
-
-void encode_sym8(const float* in, size_t first, size_t count, size_t elements,
-                 const RandomContext& random, uint64_t offset, const StateArray& array) {
-  encode_blocks<Sym8, Sym8Encoder>(in, first, count, elements, random, offset, array);
-}
+OUTBOARD_BLOCK_CODEC_FUNCTIONS(Sym8, sym8, Sym8Encoder, Sym8Decoder)
 
 }  // namespace outboard::quant::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace outboard {
-namespace quant {
-HWY_EXPORT(decode_sym8);
-HWY_EXPORT(encode_sym8);
-}  // namespace quant
-
-template <>
-Codec resolve_codec<quant::Sym8>() {
-  choose_target();
-  return {.is_plain_f32 = false,
-          .decode = OUTBOARD_SIMD_FUNCTION(quant::decode_sym8),
-          .encode = OUTBOARD_SIMD_FUNCTION(quant::encode_sym8)};
-}
-
-}  // namespace outboard
+OUTBOARD_RESOLVE_BLOCK_CODEC(Sym8, sym8)
 #endif

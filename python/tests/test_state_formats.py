@@ -126,7 +126,6 @@ def test_compressed_layout_is_plain_tensors(place):
     assert "exp_avg.sym8.128.codes" not in optimizer.state[p[1]]
 
 
-@pytest.mark.skipif("4bit" not in FORMATS, reason="there is no 4-bit format")
 def test_the_unused_half_of_the_last_byte_is_zero(place):
     p = make_parameters(place.device, shapes=((65, 65),))
     optimizer = quantised(place, p, "4bit")
