@@ -65,8 +65,9 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
   RunValues<Rule, kRun> values;
   if constexpr (!kWhole) fetch_words(types, states, run, words);
   decode_words(types, states, run, words, values);
-  const bool is_void = update_values < Rule, Formats, kRun, kUsual && kWhole > (scalars, values);
-  if constexpr (kUsual && kWhole) {
+  constexpr bool kMayBeVoid = kUsual && kWhole;
+  const bool is_void = update_values<Rule, Formats, kRun, kMayBeVoid>(scalars, values);
+  if constexpr (kMayBeVoid) {
     if (__any_sync(0xFFFFFFFFu, is_void)) {  // nothing is stored yet: the warp begins again
       fetch_words(types, states, run, words);
       decode_words(types, states, run, words, values);
@@ -202,12 +203,11 @@ void launch_rule(const LaunchKey& key, const DeviceTable& table, StreamHandle st
   using FourBit = FixedFormats<Format::kNF4, Format::kRoot4>;
   using Mixed = FixedFormats<Format::kSym8, Format::kRoot4>;
   using Dynamic = FixedFormats<Format::kDynamic8Signed, Format::kDynamic8Unsigned>;
-  if (launch_if<Rule, Split, FourBit>(arguments, stream)) return;
-  if (launch_if<Rule, Split, Mixed>(arguments, stream)) return;
-  if (launch_if<Rule, Split, Dynamic>(arguments, stream)) return;
-  if (launch_if<Rule, AnyTypes, FourBit>(arguments, stream)) return;
-  if (launch_if<Rule, AnyTypes, Mixed>(arguments, stream)) return;
-  if (launch_if<Rule, AnyTypes, Dynamic>(arguments, stream)) return;
+  const auto launch_formats = [&]<class Formats>(Formats) {
+    return launch_if<Rule, Split, Formats>(arguments, stream) ||
+           launch_if<Rule, AnyTypes, Formats>(arguments, stream);
+  };
+  if (launch_formats(FourBit{}) || launch_formats(Mixed{}) || launch_formats(Dynamic{})) return;
   launch_case<Rule, AnyTypes, AnyFormats>(arguments, stream);
 }
 
