@@ -1,0 +1,71 @@
+// What placements and a schedule hold in host and device memory. Seconds are cost_model.cc's.
+#include <algorithm>
+#include <cmath>
+
+#include "offload/cost_model.h"
+
+namespace outboard {
+namespace {
+
+size_t to_bytes(double bytes) { return static_cast<size_t>(std::llround(bytes)); }
+
+/// What one parameter that is not resident adds.
+void add_offloaded(const PlanRequest& request, const ParameterToPlan& parameter,
+                   Placement placement, Schedule schedule, PlanBytes& bytes) {
+  const size_t weight_bytes = parameter.elements * bytes_of(parameter.type);
+  const size_t master_bytes = parameter.elements * bytes_of(parameter.master);
+  const size_t state_bytes =
+      to_bytes(static_cast<double>(parameter.elements) * parameter.state_bytes);
+  const bool is_speculative = speculates(request, schedule);
+  const bool is_accumulated = request.accumulation_steps > 1;
+  bytes.host_masters += master_bytes;
+  bytes.host_state += state_bytes;
+  if (is_speculative) bytes.host_speculation += master_bytes + state_bytes;
+  if (placement == Placement::kHost) {
+    bytes.host_weights += weight_bytes;
+    if (is_speculative) bytes.host_speculation += weight_bytes;
+    if (schedule != Schedule::kInBackward || is_speculative) bytes.host_gradients += weight_bytes;
+    if (is_accumulated && request.offload_gradients && parameter.type != DType::kF32) {
+      bytes.host_accumulators += 4 * parameter.elements;
+    }
+    if (!request.offload_gradients) bytes.device_gradients += weight_bytes;
+    return;
+  }
+  const bool waits = schedule != Schedule::kInBackward || is_speculative || is_accumulated;
+  if (waits || !request.offload_gradients) bytes.device_gradients += weight_bytes;
+  if (is_speculative) bytes.device_old_weights += weight_bytes;
+}
+
+}  // namespace
+
+bool speculates(const PlanRequest& request, Schedule schedule) {
+  return schedule == Schedule::kInBackward && request.needs_norm;
+}
+
+PlanBytes plan_bytes(const PlanRequest& request, const std::vector<Placement>& placements,
+                     Schedule schedule) {
+  PlanBytes bytes;
+  double longest_slot = 0;
+  bool has_host = false;
+  for (size_t i = 0; i < placements.size(); ++i) {
+    const ParameterToPlan& parameter = request.parameters[i];
+    const auto elements = static_cast<double>(parameter.elements);
+    if (placements[i] == Placement::kResident) {
+      bytes.device_state += to_bytes(elements * stream_bytes(parameter));
+      continue;
+    }
+    add_offloaded(request, parameter, placements[i], schedule, bytes);
+    has_host |= placements[i] == Placement::kHost;
+    if (placements[i] == Placement::kStreamed) {
+      const auto slot = std::min(elements, static_cast<double>(request.stream_elements));
+      longest_slot = std::max(longest_slot, slot * stream_bytes(parameter));
+    }
+  }
+  bytes.device_ring = to_bytes(longest_slot * request.stream_slots);
+  const bool uses_slots = (schedule == Schedule::kInBackward && bytes.host_gradients == 0) ||
+                          bytes.host_accumulators > 0;
+  if (has_host && uses_slots) bytes.host_staging = request.staging_bytes;
+  return bytes;
+}
+
+}  // namespace outboard
