@@ -17,7 +17,7 @@ LAYERS = {
     "cpu_kernels": {"include", "quant", "cpu_kernels"},
     "gpu_kernels": {"include", "quant", "gpu_kernels"},
     "offload": {"include", "quant", "cpu_kernels", "gpu_kernels", "offload"},
-    "python": {"include", "offload/torch", "cpu_kernels/targets.h"},
+    "python": {"include", "offload/torch", "offload/machine.h", "cpu_kernels/targets.h"},
 }
 
 # Outside libraries: how their headers are named, and the files that may include them.

@@ -1,92 +1,31 @@
-// The planner: known iterations of probes, budgets, which way figures move when a machine or a
-// request changes, and corrections.
+// The planner's cost model: known iterations of probes, which way figures move when a machine or a
+// request changes, bytes, and corrections.
 #include "outboard/plan.h"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <functional>
+#include <utility>
 
-#include "outboard/error.h"
+#include "offload/support/measured_models.h"
 
 namespace outboard {
 namespace {
 
-using ::testing::AllOf;
-using ::testing::Contains;
-using ::testing::HasSubstr;
-
-constexpr double kGB = 1e9;
-const std::string kEightBit = update_name("AdamW", "8bit", MasterFormat::kSplit);
-const std::string kFloat = update_name("AdamW", "fp32", MasterFormat::kSplit);
-constexpr Schedule kSchedules[] = {Schedule::kAtStep, Schedule::kNextForward,
-                                   Schedule::kInBackward};
-constexpr Placement kPlacements[] = {Placement::kResident, Placement::kHost, Placement::kStreamed};
-
-/// One H200, 16 cores, PCIe 5, as measured.
-Machine h200() {
-  return {.link_down = 55 * kGB,
-          .link_up = 55 * kGB,
-          .link_duplex = 44 * kGB,
-          .host_bandwidth = 140 * kGB,
-          .device_bandwidth = 4295 * kGB,
-          .flops = 550e12,
-          .threads = 14,
-          .updates = {{kEightBit, 0.115e-9}, {kFloat, 0.23e-9}}};
-}
-
-/// A GPT: a tied embedding over 50,304 tokens, then layers of four matrices. Activations are
-/// recomputed, so backward takes three quarters.
-PlanRequest gpt(size_t hidden, size_t layers, double forward_backward_s) {
-  PlanRequest request;
-  const auto add = [&](size_t elements) {
-    request.parameters.push_back({.elements = elements, .state_bytes = 2.0625});
-  };
-  add(50304 * hidden);
-  for (size_t layer = 0; layer < layers; ++layer) {
-    for (const size_t squares : {3, 1, 4, 4}) add(squares * hidden * hidden);
-    add(2 * hidden);
-  }
-  request.update = kEightBit;
-  request.forward_s = forward_backward_s / 4;
-  request.backward_s = forward_backward_s * 3 / 4;
-  return request;
-}
-PlanRequest gpt_2_65() { return gpt(2560, 32, 0.628); }
-PlanRequest gpt_6_65() { return gpt(4096, 32, 0.713); }
-
-PlanRequest with_float_state(PlanRequest request) {
-  for (ParameterToPlan& parameter : request.parameters) parameter.state_bytes = 8;
-  request.update = kFloat;
-  return request;
-}
-
-double elements_of(const PlanRequest& request) {
-  double sum = 0;
-  for (const ParameterToPlan& p : request.parameters) sum += static_cast<double>(p.elements);
-  return sum;
-}
-
-double elements_in(const PlanRequest& request, const Plan& plan, Placement placement) {
-  double sum = 0;
-  for (size_t i = 0; i < plan.placements.size(); ++i) {
-    if (plan.placements[i] != placement) continue;
-    sum += static_cast<double>(request.parameters[i].elements);
-  }
-  return sum;
-}
-
-Prediction uniform(const PlanRequest& request, const Machine& machine, Placement placement,
-                   Schedule schedule) {
-  return predict(request, machine, std::vector<Placement>(request.parameters.size(), placement),
-                 schedule);
-}
-
-void expect_within(double predicted, double measured, double share) {
-  EXPECT_NEAR(predicted, measured, share * measured)
-      << "off by " << 100 * (predicted / measured - 1) << " %";
-}
+using ::outboard::testing::elements_in;
+using ::outboard::testing::elements_of;
+using ::outboard::testing::expect_within;
+using ::outboard::testing::gpt;
+using ::outboard::testing::gpt_2_65;
+using ::outboard::testing::gpt_6_65;
+using ::outboard::testing::h200;
+using ::outboard::testing::kEightBit;
+using ::outboard::testing::kFloat;
+using ::outboard::testing::kGB;
+using ::outboard::testing::kPlacements;
+using ::outboard::testing::kSchedules;
+using ::outboard::testing::uniform;
+using ::outboard::testing::with_float_state;
 
 /// What updates started in backward took that nothing can change any more.
 struct Probe {
@@ -137,79 +76,6 @@ TEST(Plan, TokensGiveTheMeasuredForwardAndBackwardWithinFifteenPercent) {
   expect_within(seconds(6.65e9, 8192), 0.713, 0.15);
   const ComputeTime plain = compute_time(2.65e9, 16384, h200().flops, Recomputation::kNone);
   EXPECT_DOUBLE_EQ(plain.backward_s, 2 * plain.forward_s);
-}
-
-TEST(Plan, StreamsWhereTheCpuIsTooSlow) {
-  PlanRequest request = gpt_6_65();
-  request.needs_norm = false;
-  Machine machine = h200();
-  machine.updates = {{kEightBit, 0.4e-9}};  // four threads
-  const Plan plan = make_plan(request, machine);
-  EXPECT_GT(elements_in(request, plan, Placement::kStreamed), 0.7 * elements_of(request));
-  EXPECT_EQ(plan.schedule, Schedule::kInBackward);
-}
-
-TEST(Plan, UpdatesOnTheHostWhereTheLinkIsTooSlow) {
-  PlanRequest request = gpt_2_65();
-  Machine machine = h200();
-  machine.link_down = machine.link_up = machine.link_duplex = 12 * kGB;
-  const Plan plan = make_plan(request, machine);
-  EXPECT_GT(elements_in(request, plan, Placement::kHost), 0.6 * elements_of(request));
-}
-
-TEST(Plan, MixtureIsNeverSlowerThanEitherAlone) {
-  for (PlanRequest request : {gpt_2_65(), gpt_6_65(), with_float_state(gpt_6_65())}) {
-    for (const Schedule schedule : kSchedules) {
-      for (const bool is_attached : {false, true}) {
-        request.is_attached = is_attached;
-        request.schedule = schedule;
-        const double mixed = make_plan(request, h200()).prediction.iteration_s;
-        for (const Placement placement : {Placement::kHost, Placement::kStreamed}) {
-          PlanRequest forced = request;
-          forced.placement = placement;
-          EXPECT_LE(mixed, make_plan(forced, h200()).prediction.iteration_s * 1.005)
-              << word_for(schedule) << ", " << word_for(placement);
-        }
-      }
-    }
-  }
-}
-
-TEST(Plan, MixtureKeepsLinkAndHostBusyForTheSameTime) {
-  PlanRequest request = with_float_state(gpt_6_65());
-  request.schedule = Schedule::kInBackward;
-  const Plan plan = make_plan(request, h200());
-  ASSERT_GT(elements_in(request, plan, Placement::kHost), 0);
-  ASSERT_GT(elements_in(request, plan, Placement::kStreamed), 0);
-  EXPECT_NEAR(plan.prediction.link_s, plan.prediction.host_memory_s, 0.15 * plan.prediction.link_s);
-}
-
-TEST(Plan, FillsTheDeviceBudgetWithWhatIsNeededFirst) {
-  PlanRequest request = gpt_2_65();
-  const double embedding_bytes = static_cast<double>(request.parameters[0].elements) * 4.0625;
-  request.device_state_bytes = static_cast<size_t>(1.1 * embedding_bytes);
-  const Plan plan = make_plan(request, h200());
-  EXPECT_EQ(plan.placements[0], Placement::kResident);
-  EXPECT_LE(plan.bytes.device_state, request.device_state_bytes);
-  EXPECT_GE(plan.bytes.device_state, 0.9 * static_cast<double>(request.device_state_bytes));
-}
-
-TEST(Plan, KeepsSmallParametersOnTheDevice) {
-  PlanRequest request = gpt_2_65();
-  request.parameters.push_back({.elements = 4095});
-  const Plan plan = make_plan(request, h200());
-  EXPECT_EQ(plan.placements.back(), Placement::kResident);
-  EXPECT_NE(plan.placements[1], Placement::kResident);
-}
-
-TEST(Plan, EverythingIsResidentWhereItFits) {
-  PlanRequest request = gpt_2_65();
-  request.device_state_bytes = 64'000'000'000;
-  const Plan plan = make_plan(request, h200());
-  EXPECT_EQ(elements_in(request, plan, Placement::kResident), elements_of(request));
-  EXPECT_EQ(plan.schedule, Schedule::kAtStep) << "nothing to hide: the simplest schedule";
-  EXPECT_EQ(plan.bytes.host(), 0u);
-  EXPECT_EQ(plan.bound, Bound::kCompute);
 }
 
 TEST(Plan, MoreOfAnythingIsNeverSlower) {
@@ -273,15 +139,6 @@ TEST(Plan, SchedulesHideMoreInTheirOrder) {
   }
 }
 
-TEST(Plan, ChoosesTheNextForwardWhenClippingFiresAtEveryStep) {
-  PlanRequest request = gpt_2_65();
-  request.is_attached = true;
-  request.redo_rate = 1;
-  EXPECT_EQ(make_plan(request, h200()).schedule, Schedule::kNextForward);
-  request.redo_rate = 0;
-  EXPECT_EQ(make_plan(request, h200()).schedule, Schedule::kInBackward);
-}
-
 TEST(Plan, CountsHostBytesOfEveryPlacement) {
   PlanRequest request = with_float_state(gpt_2_65());
   request.min_offload_elements = 0;
@@ -314,38 +171,6 @@ TEST(Plan, SpeculationKeepsGradientsAndOldWeightsOnTheDevice) {
   const double n = elements_of(request);
   EXPECT_DOUBLE_EQ(static_cast<double>(bytes.device_gradients), 2 * n);
   EXPECT_DOUBLE_EQ(static_cast<double>(bytes.device_old_weights), 2 * n);
-}
-
-TEST(Plan, AvoidsSpeculationThatDoesNotFit) {
-  PlanRequest request = gpt_6_65();
-  request.is_attached = true;
-  request.host_bytes = static_cast<size_t>(6.5 * elements_of(request));
-  const Plan plan = make_plan(request, h200());
-  EXPECT_TRUE(plan.fits);
-  EXPECT_LE(plan.bytes.host(), request.host_bytes);
-  EXPECT_FALSE(plan.is_speculative);
-  request.host_bytes = kNoLimit;
-  EXPECT_TRUE(make_plan(request, h200()).is_speculative);
-}
-
-TEST(Plan, SaysWhatIsMissingWhenNothingFits) {
-  PlanRequest request = gpt_6_65();
-  request.host_bytes = 10'000'000'000;
-  const Plan plan = make_plan(request, h200());
-  EXPECT_FALSE(plan.fits);
-  EXPECT_THAT(plan.reasons, Contains(AllOf(HasSubstr("does not fit"), HasSubstr("of host memory"),
-                                           HasSubstr("10.00 GB"))));
-}
-
-TEST(Plan, SaysWhyAScheduleWasChosen) {
-  PlanRequest request = gpt_2_65();
-  request.is_attached = true;
-  const Plan plan = make_plan(request, h200());
-  EXPECT_THAT(plan.reasons, Contains(AllOf(HasSubstr("chose schedule in_backward"),
-                                           HasSubstr("at_step would take"))));
-  EXPECT_THAT(plan.reasons, Contains(HasSubstr("speculative")));
-  request.schedule = Schedule::kAtStep;
-  EXPECT_THAT(make_plan(request, h200()).reasons, Contains(HasSubstr("at_step, as asked")));
 }
 
 TEST(Plan, CorrectionMeetsTheMeasuredIteration) {
@@ -392,29 +217,6 @@ TEST(Plan, CorrectionMayChangeTheChoice) {
       corrected(request, machine, plan, {.iteration_s = 3, .update_s = 0.5e-9 * host});
   const Plan again = make_plan(model.request, model.machine);
   EXPECT_LT(elements_in(request, again, Placement::kHost), host);
-}
-
-void expect_error(const std::function<void(PlanRequest&, Machine&)>& spoil, const char* text) {
-  PlanRequest request = gpt_2_65();
-  Machine machine = h200();
-  spoil(request, machine);
-  try {
-    (void)make_plan(request, machine);
-    ADD_FAILURE() << "nothing was thrown; expected " << text;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::kValue);
-    EXPECT_THAT(error.what(), HasSubstr(text));
-  }
-}
-
-TEST(Plan, RefusesWhatCannotBePlanned) {
-  expect_error([](PlanRequest& r, Machine&) { r.parameters.clear(); }, "0 parameters");
-  expect_error([](PlanRequest& r, Machine&) { r.parameters[0].elements = 0; }, "0 elements");
-  expect_error([](PlanRequest& r, Machine&) { r.backward_s = -1; }, "backward_s is -1");
-  expect_error([](PlanRequest& r, Machine&) { r.redo_rate = 1.5; }, "redo_rate 1.5");
-  expect_error([](PlanRequest& r, Machine&) { r.accumulation_steps = 0; }, "accumulation_steps");
-  expect_error([](PlanRequest&, Machine& m) { m.link_up = 0; }, "link_up is 0");
-  expect_error([](PlanRequest&, Machine& m) { m.host_bandwidth = 0; }, "host_bandwidth is 0");
 }
 
 }  // namespace
