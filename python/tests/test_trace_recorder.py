@@ -85,11 +85,18 @@ def test_error_in_the_body_is_the_one_that_is_raised(tmp_path):
 
 def test_failed_step_is_no_step(tmp_path):
     optimizer, step = make_loop()
+
+    def fail():
+        time.sleep(0.02)  # its length
+        return 1 / 0
+
     with TraceRecorder(optimizer, FakeEngine(), tmp_path / "trace.json", steps=2) as recorder:
         with pytest.raises(ZeroDivisionError):
-            optimizer.step(lambda: 1 / 0)
+            optimizer.step(fail)
         step()
     assert [t.number for t in recorder.steps] == [1]
+    gaps = [s for s in read_timeline(recorder.path).spans if s.name == "step"]
+    assert [gap.begin >= 0.02 for gap in gaps] == [True], "it begins after the failed one"
 
 
 def test_full_disk_does_not_stop_training(tmp_path):
