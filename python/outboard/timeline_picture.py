@@ -12,7 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .breakdown import COMPUTE, EXPOSED, STEPS, Span, StepTime, clip, exposed_intervals, union
+from .breakdown import (
+    COMPUTE,
+    EXPOSED,
+    STEPS,
+    Span,
+    StepTime,
+    clip,
+    exposed_intervals,
+    length,
+    union,
+)
 from .timeline import Timeline
 
 # Okabe and Ito's palette: told apart by colour-blind people too, and in grey.
@@ -78,7 +88,7 @@ def _within(content: Timeline, times: list[StepTime]) -> tuple[list[Span], tuple
     kept = []
     for span in content.spans:
         inside = clip([(span.begin, span.end)], (begin, end))
-        if inside:
+        if length(inside) > 2e-9:  # less is a neighbour's, rounded to whole nanoseconds
             kept.append(_cut(span, inside[0]))
     if not kept:
         raise ValueError("[outboard timeline] the trace has no work; trace at least one step")
