@@ -45,7 +45,7 @@ gpu::DeviceParameter parameter_of(const ResidentUpdate& update) {
           .codes = update.codes,
           .scales = update.scales,
           .elements = update.elements,
-          .element_offset = 0,
+          .element_offset = update.element_offset,
           .random_key = {update.random_key_low, update.random_key_high}};
 }
 
@@ -129,7 +129,7 @@ CudaDevice::CudaDevice(int index)
 
 CudaDevice::~CudaDevice() {
   const DeviceGuard guard(*context_, std::nothrow);
-  launcher_.reset();
+  launchers_.clear();
 }
 
 std::unique_ptr<CopyQueue> CudaDevice::make_copy_queue() {
@@ -164,10 +164,34 @@ void CudaDevice::sum_of_squares(ComputeStream stream, const void* gradient, DTyp
 void CudaDevice::update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) {
   if (updates.empty()) return;
   const DeviceGuard guard(*context_);
-  if (!launcher_) launcher_.emplace();
+  gpu::StepLauncher& launcher = launcher_of(stream);
   for (const Launch& launch : group(updates)) {
-    launcher_->launch(launch.key, launch.parameters, stream);
+    launcher.launch(launch.key, launch.parameters, stream);
   }
+}
+
+gpu::StepLauncher& CudaDevice::launcher_of(ComputeStream stream) {
+  const std::lock_guard lock(mutex_);
+  return launchers_[stream];
+}
+
+ComputeStream CudaDevice::make_stream() {
+  const std::lock_guard lock(mutex_);
+  return streams_.emplace_back(std::make_unique<CudaStream>(context_))->get();
+}
+
+void CudaDevice::copy_on_device(ComputeStream stream, void* target, const void* source,
+                                size_t bytes) {
+  if (bytes == 0) return;
+  const DeviceGuard guard(*context_);
+  check_cuda(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, as_cuda(stream)),
+             "cudaMemcpyAsync on the device", bytes);
+}
+
+void CudaDevice::poison(ComputeStream stream, void* target, size_t bytes) {
+  if (bytes == 0) return;
+  const DeviceGuard guard(*context_);
+  check_cuda(cudaMemsetAsync(target, 0xFF, bytes, as_cuda(stream)), "cudaMemsetAsync", bytes);
 }
 
 std::shared_ptr<void> CudaDevice::allocate(size_t bytes) {

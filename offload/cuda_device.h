@@ -3,9 +3,11 @@
 #ifndef OUTBOARD_OFFLOAD_CUDA_DEVICE_H_
 #define OUTBOARD_OFFLOAD_CUDA_DEVICE_H_
 
+#include <map>
 #include <memory>
-#include <optional>
+#include <mutex>
 #include <span>
+#include <vector>
 
 #include "gpu_kernels/step.h"
 #include "offload/cuda_handle.h"
@@ -60,14 +62,23 @@ class CudaDevice final : public Device {
   void sum_of_squares(ComputeStream stream, const void* gradient, DType type, size_t elements,
                       float* device_sums) override;
   void update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) override;
+  [[nodiscard]] ComputeStream make_stream() override;
+  void copy_on_device(ComputeStream stream, void* target, const void* source,
+                      size_t bytes) override;
+  void poison(ComputeStream stream, void* target, size_t bytes) override;
   [[nodiscard]] std::shared_ptr<void> allocate(size_t bytes) override;
   [[nodiscard]] bool pin(void* host, size_t bytes) override;
   void unpin(void* host, size_t bytes) noexcept override;
 
  private:
+  gpu::StepLauncher& launcher_of(ComputeStream stream);
+
   std::shared_ptr<CudaContext> context_;
-  CudaStream zeroing_;                         // fills fresh allocations
-  std::optional<gpu::StepLauncher> launcher_;  // made by the first resident update
+  CudaStream zeroing_;  // fills fresh allocations
+  std::mutex mutex_;    // guards the two below
+  std::vector<std::unique_ptr<CudaStream>> streams_;
+  // One for each stream that updates were enqueued on: threads do not share their launch tables.
+  std::map<ComputeStream, gpu::StepLauncher> launchers_;
 };
 
 }  // namespace outboard

@@ -88,6 +88,10 @@ void Engine::gradient_ready(size_t parameter, GradientSource gradient, ComputeSt
   impl_->pipeline.take(parameter, gradient, stream);
 }
 
+bool Engine::owns_gradient(size_t parameter) const {
+  return impl_->pipeline.owns_gradient(parameter);
+}
+
 void Engine::forget_gradient(size_t parameter) {
   impl_->pipeline.forget(impl_->pipeline.parameter(parameter));
 }
@@ -108,6 +112,30 @@ bool Engine::begin_step(const StepRequest& request, ComputeStream stream) {
 }
 
 void Engine::finish_step(ComputeStream stream) { impl_->pipeline.finish_step(stream); }
+
+void Engine::wait_weights(std::span<const size_t> parameters, ComputeStream stream) {
+  impl_->pipeline.wait_weights(parameters, stream);
+}
+
+bool Engine::is_updating() const { return impl_->pipeline.is_updating(); }
+
+void Engine::set_use_order(std::span<const size_t> parameters) {
+  impl_->pipeline.set_use_order(parameters);
+}
+
+void Engine::announce_step(const StepRequest& request, ComputeStream stream) {
+  impl_->pipeline.announce(request, stream);
+}
+
+void Engine::set_schedule(Schedule schedule) { impl_->pipeline.set_schedule(schedule); }
+
+void Engine::start_trace(ComputeStream stream) { impl_->pipeline.trace().start(stream); }
+
+std::vector<TraceSpan> Engine::stop_trace() {
+  impl_->pipeline.synchronize();
+  impl_->pipeline.trace().stop();
+  return impl_->pipeline.trace().take();
+}
 
 std::vector<size_t> Engine::active_parameters() const {
   return impl_->pipeline.active_parameters();
@@ -165,7 +193,7 @@ ParameterView Engine::view(size_t index) const {
           .host_weight = parameter.host_weight,
           .master = parameter.master,
           .states = parameter.states,
-          .state_memory = parameter.is_host_updated() ? Memory::kHost : Memory::kDevice,
+          .state_memory = parameter.has_host_state() ? Memory::kHost : Memory::kDevice,
           .step = parameter.step,
           .gradient = parameter.gradient(),
           .gradient_type = parameter.gradient_type()};

@@ -1,6 +1,7 @@
 // Stage 2; see host_update.h.
 #include "offload/host_update.h"
 
+#include <algorithm>
 #include <cstddef>
 
 #include "cpu_kernels/gradient_math.h"
@@ -16,13 +17,14 @@ const std::byte* at(const void* array, DType type, size_t element) {
   return static_cast<const std::byte*>(array) + element * bytes_of(type);
 }
 
-cpu::ParameterUpdate update_of(const Parameter& parameter, const RuleScalars& scalars) {
+cpu::ParameterUpdate update_of(const PieceUpdate& piece) {
+  const Parameter& parameter = *piece.parameter;
   const ParameterSpec& spec = parameter.spec;
   return {.rule = *spec.rule,
-          .scalars = scalars,
+          .scalars = parameter.scalars,
           .elements = spec.elements,
-          .gradient = parameter.gradient(),
-          .gradient_type = parameter.gradient_type(),
+          .gradient = piece.gradient,
+          .gradient_type = piece.gradient_type,
           .weight = parameter.host_weight,
           .weight_type = spec.type,
           .master_format = spec.master_format,
@@ -30,7 +32,7 @@ cpu::ParameterUpdate update_of(const Parameter& parameter, const RuleScalars& sc
           .states = parameter.states,
           .formats = spec.formats,
           .random_key = parameter.random_key,
-          .step = static_cast<uint32_t>(parameter.step)};
+          .step = piece.step};
 }
 
 }  // namespace
@@ -69,23 +71,19 @@ void HostUpdate::sum_of_squares(Parameter& parameter) {
   });
 }
 
-void HostUpdate::measure(const std::vector<WholeGradient>& gradients) {
-  {
-    const Stopwatch watch(times_.waiting);
-    for (const WholeGradient& gradient : gradients) {
-      for (const GradientOnHost& piece : gradient.pieces) piece.wait();
-    }
-  }
+void HostUpdate::measure(const std::vector<PieceUpdate>& pieces,
+                         const std::vector<Parameter*>& parameters) {
   const Stopwatch watch(times_.updating);
   std::vector<cpu::ParameterNorms> norms;
   std::vector<size_t> lengths;
-  for (const WholeGradient& gradient : gradients) {
-    norms.emplace_back(update_of(*gradient.parameter, gradient.parameter->scalars));
-    lengths.push_back(gradient.parameter->spec.elements);
+  for (const Parameter* parameter : parameters) {
+    const auto piece = std::ranges::find(pieces, parameter, &PieceUpdate::parameter);
+    norms.emplace_back(update_of(*piece));
+    lengths.push_back(parameter->spec.elements);
   }
   arena_.run_many(lengths, kGrainElements,
                   [&](size_t i, size_t first, size_t last) { norms[i].run(first, last); });
-  for (size_t i = 0; i < norms.size(); ++i) gradients[i].parameter->scalars = norms[i].scalars();
+  for (size_t i = 0; i < norms.size(); ++i) parameters[i]->scalars = norms[i].scalars();
 }
 
 UpdatedWeight HostUpdate::update(const std::vector<PieceUpdate>& pieces) {
@@ -95,12 +93,12 @@ UpdatedWeight HostUpdate::update(const std::vector<PieceUpdate>& pieces) {
   {
     const Stopwatch watch(times_.waiting);
     for (const PieceUpdate& piece : pieces) {
-      piece.gradient.wait();
+      piece.arrival.wait();
       // Order: the last return of this piece may still be reading the host image; overwriting it
       // now would send a mixture of two steps.
       const EventPtr& returned = piece.parameter->returned[piece.index];
       if (returned != nullptr) returned->synchronize();
-      updates.emplace_back(update_of(*piece.parameter, piece.scalars));
+      updates.emplace_back(update_of(piece));
       lengths.push_back(piece.last - piece.first);
       updated.push_back({piece.parameter, piece.index, piece.first, piece.last});
     }

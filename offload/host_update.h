@@ -15,20 +15,18 @@ namespace outboard {
 /// per chunk. A multiple of every format's block and of a norm segment.
 inline constexpr size_t kGrainElements = 8192;
 
-/// One run of one parameter with all that its update needs.
+/// One run of one parameter with all that its update needs. Where the gradient lies is noted when
+/// the step is made: the parameter's own fields belong to the next one by the time of the update.
 struct PieceUpdate {
   Parameter* parameter;
   size_t index;  ///< which piece of its parameter
   size_t first;
   size_t last;
-  GradientOnHost gradient;
-  RuleScalars scalars;
-};
-
-/// A parameter whose rule needs norms, with every piece of its gradient.
-struct WholeGradient {
-  Parameter* parameter;
-  std::vector<GradientOnHost> pieces;
+  GradientOnHost arrival;
+  const void* gradient;  ///< of the parameter's first element
+  DType gradient_type;
+  uint32_t step;            ///< the parameter's own, of this update
+  EventPtr weight_is_free;  ///< after it, nobody reads the old weight on the device
 };
 
 /// Proof that the host images of these pieces hold new weights; only HostUpdate makes one. Stage 3
@@ -55,7 +53,7 @@ struct HostUpdateTimes {
   double updating = 0;
 };
 
-/// Used by the driver thread only.
+/// Used by one thread.
 class HostUpdate {
  public:
   explicit HostUpdate(cpu::Arena& arena) : arena_(arena) {}
@@ -67,9 +65,10 @@ class HostUpdate {
   /// Sums of squares of a gradient in host memory.
   void sum_of_squares(Parameter& parameter);
 
-  /// The first pass of rules that need norms: waits for the whole gradients, then replaces each
-  /// parameter's scalars by those that its norms give. Comes before the first update() of a piece.
-  void measure(const std::vector<WholeGradient>& gradients);
+  /// The first pass of rules that need norms, over the whole of each of `parameters`, whose first
+  /// pieces are among `pieces` and whose gradients have arrived: replaces their scalars by those
+  /// that the norms give. Comes before the first update() of a piece.
+  void measure(const std::vector<PieceUpdate>& pieces, const std::vector<Parameter*>& parameters);
 
   /// Waits for the gradients, then updates master, state and host image of every piece.
   [[nodiscard]] UpdatedWeight update(const std::vector<PieceUpdate>& pieces);

@@ -28,7 +28,20 @@ void Pipeline::take(size_t index, const GradientSource& gradient, ComputeStream 
          parameter.spec.elements, " elements) is null; give its address, or nothing at all");
   }
   try {
+    if (parameter.early) {
+      if (parameter.early->is_final) {
+        fail(ErrorKind::kState, kWho, "another gradient of ", parameter.spec.name,
+             " arrived after its update was made in backward, because the last step had ",
+             parameter.expected_uses,
+             " of them; wrap all backwards of a step but the last in "
+             "accumulate(), or use the schedule next_forward");
+      }
+      drop_early(parameter);
+    }
+    parameter.taken_at = ++taken_;
+    if (!gradient.is_revision) ++parameter.uses;
     take_in(parameter, gradient, stream);
+    if (may_start_early(parameter)) start_early(parameter, stream);
   } catch (...) {
     // A part of it may be under way: half a gradient must not be stepped with, and copies must end
     // before the caller takes its memory back.
@@ -39,20 +52,41 @@ void Pipeline::take(size_t index, const GradientSource& gradient, ComputeStream 
 
 void Pipeline::take_in(Parameter& parameter, const GradientSource& gradient, ComputeStream stream) {
   if (!parameter.is_offloaded()) {
-    parameter.local_gradient = gradient;
-    parameter.contributions = 1;
+    keep_here(parameter, gradient, stream);
     return;
   }
+  // Order: the update of the last step may still read the store (a weight that no forward waited
+  // for); this gradient would come between.
+  if (progress_.is_busy(parameter)) (void)progress_.wait(parameter);
   if (options_.offload_gradients && parameter.contributions > 0) {
     add_micro_batch(parameter, gradient, stream);
     return;
   }
+  const EventPtr begin = trace_.is_on() ? intake_.queue()->record() : nullptr;
   const EventPtr was_read = intake_.store(parameter, gradient.data, stream);
+  trace_intake(parameter, begin, was_read);
   parameter.contributions = 1;
   parameter.contributions_added = 1;
   // Order: the gradient's memory may be reused only after the copy has read it; the keeper holds
   // the owner until then. Not the driver: it would start a step only after the last copy.
   keeper_.post([was_read, owner = gradient.owner] { was_read->synchronize(); });
+}
+
+void Pipeline::keep_here(Parameter& parameter, const GradientSource& gradient,
+                         ComputeStream stream) {
+  parameter.local_gradient = gradient;
+  parameter.contributions = 1;
+  if (!parameter.is_streamed()) return;
+  // Order: the sums of the last step have been copied: begin_step() waited for them.
+  intake_.measure(parameter, stream);
+  parameter.gradient_ready = device_->record(stream);
+}
+
+void Pipeline::trace_intake(const Parameter& parameter, const EventPtr& begin,
+                            const EventPtr& end) {
+  if (begin == nullptr) return;
+  trace_.device("gradients down", parameter.spec.name, begin, end,
+                parameter.spec.elements * bytes_of(parameter.spec.type));
 }
 
 void Pipeline::add_micro_batch(Parameter& parameter, const GradientSource& gradient,
@@ -67,7 +101,7 @@ void Pipeline::add_micro_batch(Parameter& parameter, const GradientSource& gradi
     driver_.post([this, shared, owner = gradient.owner] {
       try {
         store_.ensure_accumulators(parameters_);
-        update_.accumulate(*shared);
+        adder_.accumulate(*shared);
       } catch (...) {
         shared->parameter->gradient_failure = std::current_exception();
         throw;
@@ -94,7 +128,17 @@ void Pipeline::forget(Parameter& parameter) {
   clear_gradient(parameter);
 }
 
+bool Pipeline::owns_gradient(size_t index) const {
+  const std::lock_guard lock(intake_mutex_);
+  const Parameter& parameter = *parameters_.at(index);
+  if (parameter.early && parameter.early->is_final) return true;
+  return options_.offload_gradients && parameter.is_offloaded() && parameter.has_gradient();
+}
+
 void Pipeline::clear_gradient(Parameter& parameter) {
+  if (parameter.early) drop_early(parameter);
+  parameter.early.reset();
+  parameter.gradient_ready = nullptr;
   parameter.contributions = 0;
   parameter.contributions_added = 0;
   parameter.is_accumulated = false;
@@ -105,6 +149,17 @@ void Pipeline::clear_gradient(Parameter& parameter) {
 void Pipeline::forget_all() {
   for (const ParameterPtr& parameter : parameters_) {
     if (parameter->has_gradient()) forget(*parameter);
+    parameter->uses = 0;
+  }
+  const std::lock_guard lock(intake_mutex_);
+  has_early_ = false;
+}
+
+void Pipeline::note_active() {
+  const std::lock_guard lock(intake_mutex_);
+  active_.clear();
+  for (const ParameterPtr& parameter : parameters_) {
+    if (parameter->has_gradient()) active_.push_back(parameter->index);
   }
 }
 
@@ -119,15 +174,14 @@ double Pipeline::gradient_norm(const StepRequest& request, ComputeStream stream)
     fail(ErrorKind::kState, kWho, "gradient_norm was called between begin_step and finish_step; ",
          "stats() has the norm of the step under way");
   }
-  active_.clear();
-  for (const ParameterPtr& parameter : parameters_) {
-    if (parameter->has_gradient()) active_.push_back(parameter->index);
-  }
+  note_active();
   measure_resident(stream);
   const EventPtr is_read = read(request, device_ == nullptr ? nullptr : device_->record(stream));
   const StepDecision decision =
       driver_.submit([&] { return decide(request, is_read, UpdateStart::kWhenNormKnown); }).get();
-  rethrow_failure();
+  driver_.rethrow_failure();
+  keeper_.drain();
+  keeper_.rethrow_failure();
   active_.clear();
   return decision.norm;
 }
@@ -136,7 +190,7 @@ void Pipeline::measure_resident(ComputeStream stream) {
   const std::lock_guard lock(intake_mutex_);
   for (const size_t index : active_) {
     const Parameter& parameter = *parameters_[index];
-    if (parameter.is_host_updated() || parameter.spec.elements == 0) continue;
+    if (parameter.has_host_state() || parameter.spec.elements == 0) continue;
     intake_.measure(parameter, stream);
   }
 }

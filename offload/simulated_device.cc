@@ -109,36 +109,46 @@ class SimulatedQueue final : public CopyQueue {
   SimulatedStream stream_;  // last: its thread ends before the rest goes
 };
 
+// The CPU's kernels count elements from the parameter's first; a piece's pointers are to its own.
+template <class T>
+T* before(T* pointer, size_t bytes) {
+  return pointer == nullptr ? nullptr
+                            : reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(pointer) - bytes);
+}
+
 cpu::ParameterUpdate update_of(const ResidentUpdate& update) {
+  const size_t skipped = update.element_offset;
   cpu::ParameterUpdate parameter{
       .rule = update.rule,
       .scalars = update.scalars,
-      .elements = update.elements,
-      .gradient = update.gradient,
+      .elements = skipped + update.elements,
+      .gradient = before(update.gradient, skipped * bytes_of(update.type)),
       .gradient_type = update.type,
-      .weight = update.weight,
+      .weight = before(update.weight, skipped * bytes_of(update.type)),
       .weight_type = update.type,
       .master_format = update.master_format,
-      .master = update.master,
+      .master = before(update.master, skipped * bytes_of(update.master_format)),
       .states = {},
       .formats = update.formats,
       .random_key = {.low = update.random_key_low, .high = update.random_key_high},
       .step = update.step};
   for (size_t i = 0; i < kMaxStates; ++i) {
-    parameter.states[i] = {.codes = update.codes[i],
-                           .scales = update.scales[i],
-                           .block_elements = update.formats[i].block_elements};
+    const StateFormat& format = update.formats[i];
+    const size_t scale_bytes = format.scale_count(skipped) * sizeof(float);
+    parameter.states[i] = {.codes = before(update.codes[i], format.code_bytes(skipped)),
+                           .scales = before(update.scales[i], scale_bytes),
+                           .block_elements = format.block_elements};
   }
   return parameter;
 }
 
-void run_whole(cpu::ParameterUpdate update) {
+void run_piece(cpu::ParameterUpdate update, size_t first) {
   if (rule_info(update.rule).with_norms != nullptr) {
     cpu::ParameterNorms norms(update);
     norms.run(0, update.elements);
     update.scalars = norms.scalars();
   }
-  cpu::ResolvedUpdate(update).run(0, update.elements);
+  cpu::ResolvedUpdate(update).run(first, update.elements);
 }
 
 class Fake final : public SimulatedDevice {
@@ -196,8 +206,19 @@ class Fake final : public SimulatedDevice {
   void update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) override {
     for (const ResidentUpdate& update : updates) {
       if (update.elements == 0) continue;
-      submit(stream, [whole = update_of(update)] { run_whole(whole); });
+      submit(stream, [parameter = update_of(update), first = update.element_offset] {
+        run_piece(parameter, first);
+      });
     }
+  }
+
+  void copy_on_device(ComputeStream stream, void* target, const void* source,
+                      size_t bytes) override {
+    if (bytes > 0) submit(stream, [=] { std::memcpy(target, source, bytes); });
+  }
+
+  void poison(ComputeStream stream, void* target, size_t bytes) override {
+    if (bytes > 0) submit(stream, [=] { std::memset(target, 0xFF, bytes); });
   }
 
   [[nodiscard]] std::shared_ptr<void> allocate(size_t bytes) override {

@@ -49,24 +49,25 @@ std::vector<StateStore::Wish> StateStore::wishes_of(Parameter& parameter,
     wishes.push_back({bytes, MemoryKind::kGradients, true, &parameter.gradient_store});
   }
   if (bytes_of(spec.master_format) > 0 && parameter.master == nullptr) {
-    wishes.push_back(
-        {padded * bytes_of(spec.master_format), MemoryKind::kMasters, false, &parameter.master});
+    wishes.push_back({padded * bytes_of(spec.master_format), MemoryKind::kMasters,
+                      parameter.is_streamed(), &parameter.master});
   }
   if (!spec.rule) return wishes;
   const RuleInfo& rule = rule_info(*spec.rule);
   for (size_t i = 0; i < rule.states.size(); ++i) {
     if (!needs_state(rule, i, hyper) || parameter.states[i].codes != nullptr) continue;
-    add_state_wishes(spec.formats[i], spec.elements, parameter.states[i], wishes);
+    add_state_wishes(spec.formats[i], spec.elements, parameter.is_streamed(), parameter.states[i],
+                     wishes);
   }
   return wishes;
 }
 
-void StateStore::add_state_wishes(const StateFormat& format, size_t elements, StateArray& state,
-                                  std::vector<Wish>& wishes) {
+void StateStore::add_state_wishes(const StateFormat& format, size_t elements, bool is_copied,
+                                  StateArray& state, std::vector<Wish>& wishes) {
   state.block_elements = format.block_elements;
-  wishes.push_back({format.code_bytes(elements), MemoryKind::kState, false, &state.codes});
+  wishes.push_back({format.code_bytes(elements), MemoryKind::kState, is_copied, &state.codes});
   if (format.scale_count(elements) == 0) return;
-  wishes.push_back({format.scale_count(elements) * sizeof(float), MemoryKind::kState, false,
+  wishes.push_back({format.scale_count(elements) * sizeof(float), MemoryKind::kState, is_copied,
                     reinterpret_cast<void**>(&state.scales)});
 }
 
@@ -131,7 +132,8 @@ void StateStore::grant_resident(Parameter& parameter, std::span<const double> hy
   grant_device(state_wishes, parameter.device_states);
 }
 
-void StateStore::retire_host(const Parameter& parameter) {
+void StateStore::retire_host(const Parameter& parameter,
+                             const std::array<StateArray, kMaxStates>& states) {
   const ParameterSpec& spec = parameter.spec;
   const auto add = [&](void* begin, size_t bytes) {
     if (begin == nullptr || bytes == 0) return;
@@ -139,8 +141,8 @@ void StateStore::retire_host(const Parameter& parameter) {
         {&parameter, static_cast<std::byte*>(begin), round_up(bytes, kHostAlignment)});
   };
   for (size_t i = 0; i < kMaxStates; ++i) {
-    add(parameter.states[i].codes, spec.formats[i].code_bytes(spec.elements));
-    add(parameter.states[i].scales, spec.formats[i].scale_count(spec.elements) * sizeof(float));
+    add(states[i].codes, spec.formats[i].code_bytes(spec.elements));
+    add(states[i].scales, spec.formats[i].scale_count(spec.elements) * sizeof(float));
   }
   // Neighbours become one, or what was cut into codes and scales would never hold fp32 again.
   std::ranges::sort(spares_, {}, &Spare::begin);
@@ -165,15 +167,17 @@ void StateStore::remake_states(Parameter& parameter,
   size_t old_device_bytes = 0;
   for (size_t i = 0; i < kMaxStates; ++i) {
     if (parameter.states[i].codes == nullptr) continue;
-    add_state_wishes(formats[i], parameter.spec.elements, fresh[i], wishes);
+    add_state_wishes(formats[i], parameter.spec.elements, parameter.is_streamed(), fresh[i],
+                     wishes);
     const StateFormat& old = parameter.spec.formats[i];
     old_device_bytes +=
         round_up(old.code_bytes(parameter.spec.elements), kDeviceAlignment) +
         round_up(old.scale_count(parameter.spec.elements) * sizeof(float), kDeviceAlignment);
   }
-  if (parameter.is_host_updated()) {
+  if (parameter.has_host_state()) {
     std::vector<Spare> spares_before = spares_;
-    retire_host(parameter);
+    retire_host(parameter, parameter.states);
+    retire_host(parameter, parameter.second.states);
     try {
       grant_host(wishes, &parameter);
     } catch (...) {
@@ -187,6 +191,7 @@ void StateStore::remake_states(Parameter& parameter,
     device_state_bytes_ -= old_device_bytes;
   }
   parameter.states = fresh;
+  parameter.second.states = {};  // their memory is spare now; the next early update wants new ones
   parameter.spec.formats = formats;
 }
 
@@ -198,7 +203,7 @@ SegmentSums StateStore::add(std::span<const ParameterPtr> batch) {
     const size_t segments = norm_segments(parameter->spec.elements);
     parameter->host_sums.resize(segments);
     if (parameter->spec.memory == Memory::kDevice) sums.count += segments;
-    if (!parameter->is_host_updated()) continue;
+    if (!parameter->has_host_state()) continue;
     auto more = wishes_of(*parameter, parameter->spec.hyper);
     wishes.insert(wishes.end(), more.begin(), more.end());
   }
@@ -211,7 +216,7 @@ SegmentSums StateStore::add(std::span<const ParameterPtr> batch) {
   try {
     if (sums.count > 0) sums.device = allocator_(sums_bytes);
     for (const ParameterPtr& parameter : batch) {
-      if (parameter->is_host_updated()) continue;
+      if (parameter->has_host_state()) continue;
       grant_resident(*parameter, parameter->spec.hyper);
     }
     grant_host(wishes);
@@ -236,12 +241,65 @@ void StateStore::hand_out(const SegmentSums& sums, std::span<const ParameterPtr>
 
 void StateStore::ensure_states(Parameter& parameter, std::span<const double> hyper) {
   const std::lock_guard lock(mutex_);
-  if (!parameter.is_host_updated()) {
+  if (!parameter.has_host_state()) {
     grant_resident(parameter, hyper);
     return;
   }
   auto wishes = wishes_of(parameter, hyper);
   if (!wishes.empty()) grant_host(wishes);
+}
+
+void StateStore::ensure_shadows(std::span<const ParameterPtr> parameters) {
+  const std::lock_guard lock(mutex_);
+  for (const ParameterPtr& parameter : parameters) {
+    if (!parameter->is_streamed() || parameter->shadow != nullptr) continue;
+    const size_t bytes = parameter->spec.elements * bytes_of(parameter->spec.type);
+    parameter->shadow = allocator_(bytes);
+    shadow_bytes_ += bytes;
+  }
+}
+
+std::vector<StateStore::Wish> StateStore::second_wishes_of(Parameter& parameter) {
+  const ParameterSpec& spec = parameter.spec;
+  std::vector<Wish> wishes;
+  if (parameter.master != nullptr && parameter.second.master == nullptr) {
+    wishes.push_back({padded_elements(spec.elements) * bytes_of(spec.master_format),
+                      MemoryKind::kMasters, true, &parameter.second.master});
+  }
+  for (size_t i = 0; i < kMaxStates; ++i) {
+    StateArray& second = parameter.second.states[i];
+    if (parameter.states[i].codes == nullptr || second.codes != nullptr) continue;
+    add_state_wishes(spec.formats[i], spec.elements, true, second, wishes);
+  }
+  return wishes;
+}
+
+bool StateStore::ensure_second_copies(std::span<const ParameterPtr> parameters) {
+  if (!memory_warning_.empty()) return false;
+  try {
+    ensure_shadows(parameters);
+    const std::lock_guard lock(mutex_);
+    std::vector<Wish> all;  // granted at once: slabs are large
+    for (const ParameterPtr& parameter : parameters) {
+      if (!parameter->is_streamed()) continue;
+      auto wishes = second_wishes_of(*parameter);
+      const bool has_spare = std::ranges::count(spares_, parameter.get(), &Spare::owner) > 0;
+      if (has_spare) {
+        grant_host(wishes, parameter.get());
+      } else {
+        all.insert(all.end(), wishes.begin(), wishes.end());
+      }
+    }
+    if (!all.empty()) grant_host(all);
+  } catch (const std::exception& error) {
+    const std::lock_guard lock(mutex_);
+    memory_warning_ = std::string(
+                          "[Engine] updates do not begin in backward, because there is no "
+                          "memory for second copies (") +
+                      error.what() + "); give fewer streamed parameters or a smaller state format";
+    return false;
+  }
+  return true;
 }
 
 void StateStore::ensure_accumulators(std::span<const ParameterPtr> parameters) {
@@ -279,7 +337,7 @@ void* StateStore::staging(size_t bytes) {
 
 std::string StateStore::warning() const {
   const std::lock_guard lock(mutex_);
-  return host_memory_.warning();
+  return memory_warning_.empty() ? host_memory_.warning() : memory_warning_;
 }
 
 MemoryStats StateStore::memory() const {
@@ -292,7 +350,7 @@ MemoryStats StateStore::memory() const {
           .host_staging = host_memory_.bytes(MemoryKind::kStaging),
           .host_pinned = host_memory_.pinned_bytes(),
           .device_state = device_state_bytes_,
-          .device_workspace = device_workspace_bytes_};
+          .device_workspace = device_workspace_bytes_ + shadow_bytes_ + ring_bytes_};
 }
 
 }  // namespace outboard

@@ -4,6 +4,7 @@
 #define OUTBOARD_OFFLOAD_STATE_STORE_H_
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <mutex>
@@ -36,6 +37,13 @@ class StateStore {
   /// goes back. Nothing is changed when it throws Error(kMemory).
   void remake_states(Parameter& parameter, const std::array<StateFormat, kMaxStates>& formats);
 
+  /// Gives every streamed parameter second copies of master and states, and device memory for new
+  /// weights. False, with a warning, if memory does not suffice; then nothing was changed. Cheap
+  /// when they are there.
+  [[nodiscard]] bool ensure_second_copies(std::span<const ParameterPtr> parameters);
+  /// Only the device memory of these.
+  void ensure_shadows(std::span<const ParameterPtr> parameters);
+
   /// Gives every 16-bit offloaded parameter an fp32 accumulator.
   void ensure_accumulators(std::span<const ParameterPtr> parameters);
 
@@ -43,20 +51,26 @@ class StateStore {
   [[nodiscard]] std::unique_ptr<StagingRing> make_ring(size_t slots, size_t slot_bytes);
   [[nodiscard]] void* staging(size_t bytes);
 
+  /// Where device memory comes from, for what the store does not carve itself.
+  [[nodiscard]] const Engine::Allocator& allocator() const { return allocator_; }
+  /// The bytes of the stream lane's ring.
+  void note_ring(size_t bytes) { ring_bytes_ = bytes; }
+
   [[nodiscard]] MemoryStats memory() const;
   [[nodiscard]] std::string warning() const;
 
  private:
   struct Wish;  // an array that a parameter wants: how many bytes, where the pointer goes
   std::vector<Wish> wishes_of(Parameter& parameter, std::span<const double> hyper) const;
+  static std::vector<Wish> second_wishes_of(Parameter& parameter);
   static void hand_out(const SegmentSums& sums, std::span<const ParameterPtr> batch);
-  static void add_state_wishes(const StateFormat& format, size_t elements, StateArray& state,
-                               std::vector<Wish>& wishes);
+  static void add_state_wishes(const StateFormat& format, size_t elements, bool is_copied,
+                               StateArray& state, std::vector<Wish>& wishes);
   /// Takes spare memory of `owner` first, if there is one.
   void grant_host(std::vector<Wish>& wishes, const Parameter* owner = nullptr);
   void grant_device(std::vector<Wish>& wishes, std::shared_ptr<void>& owner);
   void grant_resident(Parameter& parameter, std::span<const double> hyper);
-  void retire_host(const Parameter& parameter);
+  void retire_host(const Parameter& parameter, const std::array<StateArray, kMaxStates>& states);
   [[nodiscard]] void* take_spare(const Parameter* owner, size_t bytes);
 
   /// Host memory of a parameter's arrays that are not used any more. For that parameter alone:
@@ -74,6 +88,9 @@ class StateStore {
   std::vector<Spare> spares_;
   size_t device_state_bytes_ = 0;
   size_t device_workspace_bytes_ = 0;
+  size_t shadow_bytes_ = 0;
+  std::atomic<size_t> ring_bytes_ = 0;
+  std::string memory_warning_;
 };
 
 /// Whether state `i` of `rule` exists under these hyper-parameters.

@@ -14,18 +14,9 @@
 #include <vector>
 
 #include "outboard/device.h"
+#include "outboard/trace.h"
 
 namespace outboard {
-
-/// One piece of work. Times are seconds since Trace::start(), `bytes` what it moved or touched (0:
-/// not said).
-struct TraceSpan {
-  std::string lane;
-  std::string name;
-  double begin = 0;
-  double end = 0;
-  size_t bytes = 0;
-};
 
 /// Collects spans while it is on. Host spans come with host times; device spans with two events
 /// that are kept, and only read by take(), so that recording never waits for the device. Thread

@@ -25,6 +25,19 @@ void start_master(const Parameter& parameter, const void* weight, void* master, 
   }
 }
 
+// Streamed parameters have no image on the host; one weight's worth of memory is borrowed for the
+// masters that are made of it.
+void start_streamed_master(const Parameter& parameter, CopyQueue& queue, cpu::Arena& arena) {
+  const ParameterSpec& spec = parameter.spec;
+  std::vector<std::byte> weight;
+  if (spec.master_format == MasterFormat::kF32 && !parameter.keeps_loaded_master) {
+    weight.resize(spec.elements * bytes_of(spec.type));
+    queue.copy_to_host(weight.data(), spec.weight, weight.size());
+    queue.record()->synchronize();
+  }
+  start_master(parameter, weight.data(), parameter.master, arena);
+}
+
 // Masters of resident parameters lie on the device, which has no kernel of its own for this rare
 // case.
 void start_resident_master(const Parameter& parameter, CopyQueue& queue, cpu::Arena& arena) {
@@ -57,7 +70,9 @@ void read_weights(std::span<Parameter* const> parameters, Device* device, CopyQu
   }
   if (queue != nullptr) queue->record()->synchronize();
   for (Parameter* parameter : parameters) {
-    if (parameter->is_host_updated()) {
+    if (parameter->is_streamed()) {
+      start_streamed_master(*parameter, *queue, arena);
+    } else if (parameter->is_host_updated()) {
       if (parameter->spec.memory == Memory::kHost) parameter->host_weight = parameter->spec.weight;
       start_master(*parameter, parameter->host_weight, parameter->master, arena);
     } else {

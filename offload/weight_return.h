@@ -10,7 +10,7 @@
 
 namespace outboard {
 
-/// Used by the driver thread only.
+/// Used by the thread of the host lane only.
 class WeightReturn {
  public:
   /// `device` may be null when no parameter is in device memory; then nothing is ever copied.
@@ -18,10 +18,11 @@ class WeightReturn {
     if (device != nullptr) up_ = device->make_copy_queue();
   }
 
-  /// Copies from now on start after `backward_done`.
-  void begin(const EventPtr& backward_done);
-  /// Enqueues the copies of these pieces. Does not block.
-  void send(const UpdatedWeight& updated);
+  /// Copies from now on start after `weight_is_free`.
+  void begin(const EventPtr& weight_is_free);
+  /// Enqueues the copies of these pieces; the event behind them, null without a device. Does not
+  /// block.
+  EventPtr send(const UpdatedWeight& updated);
   /// The point after every copy sent so far; null without a device.
   [[nodiscard]] EventPtr finish();
 

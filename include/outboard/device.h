@@ -47,8 +47,8 @@ class CopyQueue {
   [[nodiscard]] virtual EventPtr record() = 0;
 };
 
-/// One parameter whose state lives beside its weight in device memory. Weight and gradient hold
-/// `elements` elements, master and states are padded to whole tiles.
+/// One parameter, or a piece of one, whose state lies in device memory. Weight and gradient hold
+/// `elements` elements, master and states are padded to whole tiles; pointers are to element 0.
 struct ResidentUpdate {
   RuleId rule;
   RuleScalars scalars;
@@ -56,6 +56,7 @@ struct ResidentUpdate {
   uint32_t random_key_low = 0;
   uint32_t random_key_high = 0;
   size_t elements = 0;
+  size_t element_offset = 0;  ///< of element 0 in its whole parameter; 0 for rules that need norms
   const void* gradient = nullptr;
   void* weight = nullptr;
   void* master = nullptr;
@@ -86,8 +87,16 @@ class Device {
   virtual void sum_of_squares(ComputeStream stream, const void* gradient, DType type,
                               size_t elements, float* device_sums) = 0;
   /// Enqueues on `stream` the updates: one launch for all that share rule, formats, types and
-  /// scalars. Not thread safe.
+  /// scalars. Of each stream, one thread at a time.
   virtual void update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) = 0;
+
+  /// A stream for kernels, beside the caller's own. Streams live as long as the device.
+  [[nodiscard]] virtual ComputeStream make_stream() = 0;
+  /// Enqueues on `stream` a copy between two ranges of device memory.
+  virtual void copy_on_device(ComputeStream stream, void* target, const void* source,
+                              size_t bytes) = 0;
+  /// Enqueues on `stream` a fill of device memory with 0xFF bytes: NaN in every float type.
+  virtual void poison(ComputeStream stream, void* target, size_t bytes) = 0;
 
   /// Zero-filled device memory, freed by the deleter. Synchronises only as the allocator does.
   [[nodiscard]] virtual std::shared_ptr<void> allocate(size_t bytes) = 0;
@@ -115,8 +124,6 @@ struct SimulatedDeviceOptions {
 /// in order with random delays. It proves the order of hand-offs without a GPU.
 class SimulatedDevice : public Device {
  public:
-  /// A compute stream of its own; null is the calling thread. Streams live as long as the device.
-  [[nodiscard]] virtual ComputeStream make_stream() = 0;
   /// Enqueues `work` on `stream` (null: runs it now).
   virtual void submit(ComputeStream stream, std::function<void()> work) = 0;
 };

@@ -23,6 +23,7 @@
 #include "outboard/rule.h"
 #include "outboard/state_format.h"
 #include "outboard/stats.h"
+#include "outboard/trace.h"
 #include "outboard/types.h"
 
 namespace outboard {
@@ -56,6 +57,8 @@ struct ParameterSpec {
 struct GradientSource {
   const void* data = nullptr;
   std::shared_ptr<void> owner;
+  bool is_revision =
+      false;  ///< replaces what was taken before: not the result of a further backward
 };
 
 /// A device gradient that gradient_ready() took from this place.
@@ -117,6 +120,9 @@ class Engine {
   /// pointer is kept, until the step. If it throws while copying, the parameter has no gradient and
   /// nothing of it is under way.
   void gradient_ready(size_t parameter, GradientSource gradient, ComputeStream stream);
+  /// Whether the engine alone uses this parameter's gradient from now on: it is on its way to the
+  /// host, or being updated with for good. Else the caller keeps it until the step.
+  [[nodiscard]] bool owns_gradient(size_t parameter) const;
   /// Drops what gradient_ready() gave for this parameter (all: for every parameter) since the last
   /// step.
   void forget_gradient(size_t parameter);
@@ -132,10 +138,25 @@ class Engine {
   /// weights. `stream` is the stream of backward. Throws Error(kValue) before anything changed, or
   /// the driver's error. Follow it with finish_step() in both cases.
   bool begin_step(const StepRequest& request, ComputeStream stream);
-  /// Returns when the last weight copy is enqueued, and makes `stream` wait for it. Does not
-  /// synchronise the device. Rethrows what the driver threw; whether the engine is usable then is
-  /// is_usable().
+  /// At kAtStep returns when the last weight copy is enqueued, and makes `stream` wait for it. In
+  /// the other schedules returns at once, unless weights are in host memory or without a rule; who
+  /// reads a weight then calls wait_weights(). Does not synchronise the device. Rethrows what the
+  /// lanes threw; whether the engine is usable then is is_usable().
   void finish_step(ComputeStream stream);
+
+  /// Makes `stream` wait until the weights of `parameters` are current; blocks until the copies
+  /// that it has to wait for are enqueued. From any thread. Rethrows what the lanes threw.
+  void wait_weights(std::span<const size_t> parameters, ComputeStream stream);
+  /// False: every weight is current, on every stream. Cheap.
+  [[nodiscard]] bool is_updating() const;
+  /// From the next step on, those come first that are named first; others keep their order behind.
+  void set_use_order(std::span<const size_t> parameters);
+  /// What the coming step will be made with, said before its backward; the step's own request
+  /// decides, and what differs only costs time. At kInBackward updates then start as gradients
+  /// appear. Throws as begin_step() for a request that cannot be.
+  void announce_step(const StepRequest& request, ComputeStream stream);
+  /// From the next step on.
+  void set_schedule(Schedule schedule);
 
   /// Parameters that the step under way updates.
   [[nodiscard]] std::vector<size_t> active_parameters() const;
@@ -174,6 +195,10 @@ class Engine {
   [[nodiscard]] MemoryStats memory() const;
   /// Waits for the device to finish the last step's copies if it has not.
   [[nodiscard]] StepStats stats() const;
+  /// Records what runs when, until stop_trace(); see offload/trace.h for what a span means. Both
+  /// wait for the device.
+  void start_trace(ComputeStream stream);
+  [[nodiscard]] std::vector<TraceSpan> stop_trace();
   /// New one-time warnings since the last call.
   [[nodiscard]] std::vector<std::string> take_warnings();
   /// False after a failure in the middle of an update; `unusable_reason` says which.

@@ -14,11 +14,18 @@ namespace outboard {
 enum class Placement : uint8_t {
   kResident,  ///< state beside the weight in device memory, updated by the fused GPU kernel
   kHost,      ///< master and state in host memory, updated by the CPU kernels
+  kStreamed,  ///< master and state in host memory; they pass through a ring of device memory and
+              ///< are updated there, so that the gradient never leaves the device
 };
 
-/// When the host update runs.
+/// When updates of host and streamed parameters run. The results have the same bits.
 enum class Schedule : uint8_t {
-  kAtStep,  ///< inside step(), chunk by chunk, copies overlapping backward and each other
+  kAtStep,       ///< step() returns when the last one is enqueued
+  kNextForward,  ///< step() returns when the norm is known; whoever reads a weight waits for it
+                 ///< with wait_weights()
+  kInBackward,   ///< as kNextForward, and a gradient's update starts when it appears, if
+                 ///< announce_step() told how: for good when nothing can change it any more, else
+                 ///< into second copies that the step accepts or drops
 };
 
 struct EngineOptions {
@@ -43,6 +50,12 @@ struct EngineOptions {
   /// Bytes of one staging slot, and how many; used when gradients are accumulated on the host.
   size_t slot_bytes = size_t{32} << 20;
   int slots = 4;
+  /// Elements of one piece of a streamed parameter, and how many pieces are on the device at once.
+  size_t stream_elements = size_t{8} << 20;
+  int stream_slots = 6;
+  /// For tests: weights that are on their way read as NaN until they arrive, so that a reader that
+  /// did not wait is seen. Updates in backward are off then.
+  bool poison_in_flight = false;
 };
 
 }  // namespace outboard

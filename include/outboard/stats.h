@@ -26,13 +26,15 @@ struct StepStats {
   double updating = 0;               ///< CPU kernels
   double returning =
       0;  ///< from the last update to the end of the last weight copy, as the device saw it
-  double exposed =
-      0;  ///< device time between the end of backward and the return of the last weight
+  double exposed = 0;        ///< device time in which the caller's stream waited for weights: after
+                             ///< backward at kAtStep, in the forwards since the last step else
   double in_step = 0;        ///< host time inside step()
   double gradient_norm = 0;  ///< of the unscaled gradient; 0 when nothing asked for it
   double clip_factor = 1;
-  int64_t steps = 0;          ///< steps taken
-  int64_t skipped_steps = 0;  ///< steps skipped because of Inf or NaN
+  int64_t steps = 0;            ///< steps taken
+  int64_t skipped_steps = 0;    ///< steps skipped because of Inf or NaN
+  int64_t early_updates = 0;    ///< parameters updated in backward, in all
+  int64_t dropped_updates = 0;  ///< of these, how many were dropped and made again
   int64_t resent_gradients =
       0;  ///< gradients sent again because they changed after backward, since construction
 };

@@ -49,6 +49,9 @@ class PinningDevice final : public Device {
   [[nodiscard]] double seconds_between(const Event&, const Event&) const override { return 0; }
   void sum_of_squares(ComputeStream, const void*, DType, size_t, float*) override {}
   void update_resident(ComputeStream, std::span<const ResidentUpdate>) override {}
+  [[nodiscard]] ComputeStream make_stream() override { return nullptr; }
+  void copy_on_device(ComputeStream, void*, const void*, size_t) override {}
+  void poison(ComputeStream, void*, size_t) override {}
   [[nodiscard]] std::shared_ptr<void> allocate(size_t) override { return nullptr; }
 
  private:

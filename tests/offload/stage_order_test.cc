@@ -68,11 +68,18 @@ class StageOrder : public ::testing::Test {
 
   std::vector<PieceUpdate> pieces() {
     std::vector<PieceUpdate> pieces;
+    weight().scalars = rule_info(*weight().spec.rule).scalars(hyper_, 1, 1.0);
     for (size_t i = 0; i < 3; ++i) {
       const size_t first = i * kChunk;
-      pieces.push_back({&weight(), i, first, std::min(first + kChunk, kElements),
-                        intake_.piece(weight(), first),
-                        rule_info(*weight().spec.rule).scalars(hyper_, 1, 1.0)});
+      pieces.push_back({.parameter = &weight(),
+                        .index = i,
+                        .first = first,
+                        .last = std::min(first + kChunk, kElements),
+                        .arrival = intake_.piece(weight(), first),
+                        .gradient = weight().gradient(),
+                        .gradient_type = weight().gradient_type(),
+                        .step = 1,
+                        .weight_is_free = nullptr});
     }
     return pieces;
   }

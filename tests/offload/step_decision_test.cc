@@ -66,10 +66,49 @@ TEST(StepDecision, SegmentsAreAddedInOrderInDouble) {
 
 TEST(Schedule, TheNormIsWaitedForOnlyWhenSomethingNeedsIt) {
   using enum UpdateStart;
-  EXPECT_EQ(update_start(Schedule::kAtStep, false, false, false), kWhenGradientArrived);
-  EXPECT_EQ(update_start(Schedule::kAtStep, true, false, false), kWhenNormKnown);
-  EXPECT_EQ(update_start(Schedule::kAtStep, false, true, false), kWhenNormKnown);
-  EXPECT_EQ(update_start(Schedule::kAtStep, false, false, true), kWhenNormKnown);
+  EXPECT_EQ(update_start(false, false, false), kWhenGradientArrived);
+  EXPECT_EQ(update_start(true, false, false), kWhenNormKnown);
+  EXPECT_EQ(update_start(false, true, false), kWhenNormKnown);
+  EXPECT_EQ(update_start(false, false, true), kWhenNormKnown);
+}
+
+TEST(Schedule, OnlyInBackwardStartsEarlyAndForGoodOnlyWithoutDoubt) {
+  using enum EarlyStart;
+  using enum UpdateStart;
+  for (const Schedule schedule : {Schedule::kAtStep, Schedule::kNextForward}) {
+    EXPECT_EQ(early_start(schedule, kWhenGradientArrived, true), kNot);
+    EXPECT_EQ(early_start(schedule, kWhenNormKnown, true), kNot);
+  }
+  EXPECT_EQ(early_start(Schedule::kInBackward, kWhenGradientArrived, true), kFinal);
+  EXPECT_EQ(early_start(Schedule::kInBackward, kWhenGradientArrived, false), kTentative);
+  EXPECT_EQ(early_start(Schedule::kInBackward, kWhenNormKnown, true), kTentative);
+  EXPECT_EQ(early_start(Schedule::kInBackward, kWhenNormKnown, false), kTentative);
+}
+
+TEST(Acceptance, GuessesUntilOneIsDroppedAndThenPausesLongerEachTime) {
+  Acceptance acceptance;
+  for (int step = 0; step < 20; ++step) {
+    EXPECT_TRUE(acceptance.allows_guess());
+    acceptance.note(true);
+  }
+  for (const int pause : {1, 2, 4, 8, 16, 32, 64, 64}) {
+    acceptance.note(false);
+    for (int step = 0; step < pause; ++step) {
+      EXPECT_FALSE(acceptance.allows_guess()) << "pause " << pause << ", step " << step;
+      acceptance.note(true);
+    }
+    EXPECT_TRUE(acceptance.allows_guess()) << "pause " << pause;
+  }
+}
+
+TEST(Acceptance, ALongRunOfRightGuessesForgetsOldFailures) {
+  Acceptance acceptance;
+  for (int step = 0; step < 7; ++step) acceptance.note(false);
+  while (!acceptance.allows_guess()) acceptance.note(true);
+  for (int step = 0; step < 16; ++step) acceptance.note(true);
+  acceptance.note(false);
+  acceptance.note(true);
+  EXPECT_TRUE(acceptance.allows_guess());
 }
 
 }  // namespace

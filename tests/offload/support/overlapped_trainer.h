@@ -48,32 +48,53 @@ class OverlappedTrainer {
   static EngineOptions options_of(const Trial& trial) {
     return {.offload_gradients = trial.offload_gradients,
             .skip_nonfinite = trial.skips_nonfinite,
+            .schedule = trial.schedule,
             .threads = trial.threads,
             .seed = trial.seed,
             .chunk_elements = kTrialChunkElements,
             .slot_bytes = kNormSegmentElements * sizeof(float),
-            .slots = trial.slots};
+            .slots = trial.slots,
+            .stream_elements = kTrialChunkElements,
+            .stream_slots = 2,
+            .poison_in_flight = trial.poisons_in_flight};
   }
 
   Outcome run() {
+    if (trial_.schedule != Schedule::kAtStep) {
+      std::vector<size_t> order;
+      for (size_t p = 0; p < trial_.parameters.size(); ++p) order.push_back(p);
+      engine_.set_use_order(order);
+    }
     for (int step = 0; step < trial_.steps; ++step) train(step);
     return outcome();
   }
 
   void train(int step) {
     for (int micro_batch = 0; micro_batch < trial_.accumulation; ++micro_batch) {
+      run_forward(step);
       run_micro_batch(step, micro_batch);
     }
     begin(step);
     engine_.finish_step(stream_);
   }
 
+  /// Each weight is used after it was waited for, in the order of registration, as layers would.
+  void run_forward(int step) {
+    if (trial_.schedule == Schedule::kAtStep) return;
+    engine_.announce_step(request_of(step), stream_);
+    for (size_t p = 0; p < trial_.parameters.size(); ++p) {
+      engine_.wait_weights(std::vector<size_t>{p}, stream_);
+    }
+  }
+
   void run_micro_batch(int step, int micro_batch) {
     auto seen = std::make_shared<std::vector<Bytes>>(trial_.parameters.size());
-    fake_->submit(stream_, [this, seen] { look(*seen); });
+    const bool looks = !trial_.updates_for_good();
+    if (looks) fake_->submit(stream_, [this, seen] { look(*seen); });
     for (size_t p = trial_.parameters.size(); p-- > 0;) {
       if (trial_.is_used(step, micro_batch, p)) send_gradient(step, micro_batch, p);
     }
+    if (!looks) return;
     fake_->submit(stream_, [this, seen] {
       // Backward reads weights also after their gradients have gone out.
       std::vector<Bytes> still(trial_.parameters.size());
@@ -160,7 +181,12 @@ class OverlappedTrainer {
     compute(p, [this, step, micro_batch, is_first, p, target = gradients_[p].get()] {
       trial_.backward(step, micro_batch, is_first, p, weights_[p].get(), target);
     });
-    if (!sends_each && micro_batch != trial_.last_use(step, p)) return;
+    if (!sends_each && micro_batch != trial_.last_use(step, p)) {
+      // The next backward adds to the same memory.
+      if (!trial_.sends_every_backward || kind.placement != Placement::kStreamed) return;
+      engine_.gradient_ready(p, {gradients_[p].get(), gradients_[p]}, stream_);
+      return;
+    }
     has_gradient_[p] = false;
     const void* const data = gradients_[p].get();
     engine_.gradient_ready(p, {data, std::exchange(gradients_[p], nullptr)}, stream_);

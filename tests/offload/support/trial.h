@@ -85,7 +85,11 @@ struct Trial {
   int steps = 4;
   int threads = 2;
   int slots = 1;
-  bool has_unused = true;  ///< some parameters get no gradient in some micro-batches
+  Schedule schedule = Schedule::kAtStep;
+  bool poisons_in_flight = false;
+  bool sends_every_backward = false;  ///< of streamed parameters, as if no backward were announced
+                                      ///< to be the last
+  bool has_unused = true;             ///< some parameters get no gradient in some micro-batches
   std::vector<TrialParameter> parameters;
   Spoiled spoiled = {};
 
@@ -96,6 +100,11 @@ struct Trial {
   [[nodiscard]] bool is_used(int step, int micro_batch, size_t parameter) const {
     const auto when = static_cast<uint64_t>(step * 16 + micro_batch);
     return !has_unused || draw(11, when, parameter) % 4 != 0;
+  }
+  /// Whether updates in backward are for good, so that weights change while it runs.
+  [[nodiscard]] bool updates_for_good() const {
+    return schedule == Schedule::kInBackward && offload_gradients && !skips_nonfinite &&
+           clip == Clip::kOff && loss_scale == 1;
   }
   [[nodiscard]] int last_use(int step, size_t parameter) const {
     for (int micro_batch = accumulation - 1; micro_batch >= 0; --micro_batch) {
@@ -216,6 +225,16 @@ inline std::vector<TrialParameter> parameters_of_every_kind(uint64_t seed) {
   parameters.back().memory = Memory::kHost;
   // A resident's gradient comes last: nothing but the step itself waits for it.
   std::swap(parameters[0], parameters[10]);
+  return parameters;
+}
+
+/// The same with every offloaded parameter, or every second one, streamed.
+inline std::vector<TrialParameter> streamed(std::vector<TrialParameter> parameters, bool all) {
+  for (size_t p = 0; p < parameters.size(); ++p) {
+    if (parameters[p].is_offloaded() && (all || p % 2 == 0)) {
+      parameters[p].placement = Placement::kStreamed;
+    }
+  }
   return parameters;
 }
 

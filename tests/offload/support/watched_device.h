@@ -30,6 +30,7 @@ enum class Call {
   kWait,
   kSumOfSquares,
   kUpdateResident,
+  kCopyOnDevice,
   kAllocate,
   kPin,
   kUnpin,
@@ -142,6 +143,15 @@ class WatchedDevice final : public Device {
   void update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) override {
     (*watcher_)(Call::kUpdateResident, nullptr);
     inner_->update_resident(stream, updates);
+  }
+  [[nodiscard]] ComputeStream make_stream() override { return inner_->make_stream(); }
+  void copy_on_device(ComputeStream stream, void* target, const void* source,
+                      size_t bytes) override {
+    (*watcher_)(Call::kCopyOnDevice, nullptr);
+    inner_->copy_on_device(stream, target, source, bytes);
+  }
+  void poison(ComputeStream stream, void* target, size_t bytes) override {
+    inner_->poison(stream, target, bytes);
   }
   [[nodiscard]] std::shared_ptr<void> allocate(size_t bytes) override {
     (*watcher_)(Call::kAllocate, nullptr);

@@ -1,0 +1,400 @@
+// One step, from the request to the return of the caller; see pipeline.h. In the order in which it
+// happens.
+#include <algorithm>
+#include <cmath>
+
+#include "offload/pipeline.h"
+#include "offload/stopwatch.h"
+#include "outboard/error.h"
+
+namespace outboard {
+
+namespace {
+constexpr std::string_view kWho = "Engine";
+constexpr size_t kLossScale = 0;
+constexpr size_t kFoundInf = 1;
+}  // namespace
+
+void Pipeline::complete_last_step() {
+  // Weights that no forward waited for: unused ones.
+  progress_.wait_all();
+  check_usable();
+}
+
+void Pipeline::check(const StepRequest& request) const {
+  if (!(request.max_gradient_norm >= 0)) {
+    fail(ErrorKind::kValue, kWho, "max_gradient_norm is ", request.max_gradient_norm,
+         "; it must be 0 (off) or positive");
+  }
+  for (const size_t index : active_) {
+    const Parameter& parameter = *parameters_[index];
+    if (!request.group_of.empty() && index >= request.group_of.size()) {
+      fail(ErrorKind::kValue, kWho, "group_of has ", request.group_of.size(),
+           " entries and none for ", parameter.spec.name, "; give one for each parameter");
+    }
+    const size_t group = group_of(request, index);
+    if (group >= request.hyper.size()) {
+      fail(ErrorKind::kValue, kWho, parameter.spec.name, " is in group ", group, " but ",
+           request.hyper.size(), " groups of hyper-parameters were given; give one for each group");
+    }
+    if (parameter.spec.rule) {
+      check_hyper(rule_info(*parameter.spec.rule), request.hyper[group], kWho);
+    }
+  }
+  check_finals(request);
+}
+
+bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
+  check_usable();
+  if (is_in_step_) {
+    fail(ErrorKind::kState, kWho, "begin_step was called twice; call finish_step in between");
+  }
+  stats_.in_step = 0;
+  const Stopwatch watch(stats_.in_step);
+  const TraceHostSpan span(&trace_, "step", "begin_step");
+  complete_last_step();
+  note_active();
+  check(request);
+  for (const size_t index : active_) {
+    if (!parameters_[index]->spec.rule) continue;
+    store_.ensure_states(*parameters_[index], request.hyper[group_of(request, index)]);
+  }
+  if (stream_ != nullptr) reserve_slots(stream);
+  is_in_step_ = true;
+  const UpdateStart start = update_start(
+      request.max_gradient_norm > 0, request.loss_scale != nullptr || request.found_inf != nullptr,
+      options_.skip_nonfinite);
+  try {
+    updates_done_ = weights_back_ = nullptr;
+    {
+      const std::lock_guard lock(waits_mutex_);
+      last_waits_ = std::exchange(waits_, {});
+    }
+    if (start == UpdateStart::kWhenNormKnown) measure_resident(stream);
+    backward_done_ = device_ == nullptr ? nullptr : device_->record(stream);
+    // Sums that nobody waits for are not copied: the next backward may already overwrite them.
+    const EventPtr is_read =
+        start == UpdateStart::kWhenNormKnown ? read(request, backward_done_) : nullptr;
+    auto decided = driver_.submit([this, &request, is_read, start] {
+      adder_.times() = {};
+      return decide(request, is_read, start);
+    });
+    decision_ = decided.get();
+    driver_.rethrow_failure();  // an accumulation that failed: its gradient is not whole
+    if (start == UpdateStart::kWhenNormKnown) {
+      keeper_.drain();
+      keeper_.rethrow_failure();  // every copy is done
+    }
+  } catch (...) {
+    settle();  // sums may be under way that the next backward will overwrite
+    end_step();
+    throw;
+  }
+  // Here and not at the end: whoever computes updates without a rule reads the factor in between.
+  stats_.gradient_norm = decision_.norm;
+  stats_.clip_factor = decision_.clip_factor;
+  note_decision(request, start);
+  if (decision_.is_taken) start_updates(request, start, stream);
+  return decision_.is_taken;
+}
+
+EventPtr Pipeline::read(const StepRequest& request, const EventPtr& backward_done) {
+  values_[kLossScale] = 1;
+  values_[kFoundInf] = 0;
+  std::vector<GradientIntake::Value> values;
+  for (const SegmentSums& sums : sums_) {
+    values.push_back({sums.host, sums.device.get(), sums.count * sizeof(float)});
+  }
+  const std::pair<size_t, const float*> scalars[] = {{kLossScale, request.loss_scale},
+                                                     {kFoundInf, request.found_inf}};
+  for (const auto& [slot, source] : scalars) {
+    if (source == nullptr) continue;
+    if (request.scalars_memory == Memory::kHost) {
+      values_[slot] = *source;
+    } else {
+      values.push_back({&values_[slot], source, sizeof(float)});
+    }
+  }
+  if (values.empty()) return nullptr;
+  const std::lock_guard lock(intake_mutex_);
+  return intake_.read_values(values, backward_done);
+}
+
+StepDecision Pipeline::decide(const StepRequest& request, const EventPtr& is_read,
+                              UpdateStart start) {
+  for (const size_t index : active_) {
+    // Said once already, perhaps to a call that only wanted the norm; the sum stays broken.
+    if (parameters_[index]->gradient_failure) {
+      std::rethrow_exception(parameters_[index]->gradient_failure);
+    }
+  }
+  if (start == UpdateStart::kWhenGradientArrived) return {};
+  if (is_read != nullptr) {
+    const Stopwatch watch(adder_.times().waiting);
+    is_read->synchronize();
+  }
+  StepEvidence evidence{.loss_scale = values_[kLossScale], .found_inf = values_[kFoundInf] != 0};
+  for (const size_t index : active_) {
+    Parameter& parameter = *parameters_[index];
+    if (parameter.spec.memory == Memory::kHost) adder_.sum_of_squares(parameter);
+    evidence.sum_of_squares +=
+        add_segments({parameter.sums(), norm_segments(parameter.spec.elements)});
+  }
+  return decide_step(evidence, request.max_gradient_norm, options_.skip_nonfinite);
+}
+
+void Pipeline::note_decision(const StepRequest& request, UpdateStart start) {
+  has_loss_scale_ = request.loss_scale != nullptr || request.found_inf != nullptr;
+  last_loss_scale_ = start == UpdateStart::kWhenNormKnown ? values_[kLossScale] : 1;
+  if (!announced_ || schedule_ != Schedule::kInBackward) return;
+  bool would_accept = decision_.is_taken &&
+                      decision_.gradient_scale == announced_->gradient_scale &&
+                      announced_->request.hyper == request.hyper;
+  for (const size_t index : active_) {
+    const auto& early = parameters_[index]->early;
+    would_accept = would_accept && !(early && early->is_void);
+  }
+  acceptance_.note(would_accept);
+}
+
+RuleScalars Pipeline::scalars(const Parameter& parameter, const StepRequest& request, int64_t step,
+                              double gradient_scale) const {
+  return rule_info(*parameter.spec.rule)
+      .scalars(request.hyper[group_of(request, parameter.index)], step, gradient_scale);
+}
+
+void Pipeline::start_updates(const StepRequest& request, UpdateStart start, ComputeStream stream) {
+  const bool has_arrived = start == UpdateStart::kWhenNormKnown;
+  host_.times() = {};
+  try {
+    const EventPtr weight_is_free =
+        options_.poison_in_flight ? poison_weights(stream) : backward_done_;
+    const std::lock_guard lock(intake_mutex_);
+    for (const size_t index : in_order_of_coming()) {
+      Parameter& parameter = *parameters_[index];
+      ++parameter.step;
+      if (!parameter.spec.rule || parameter.spec.elements == 0) continue;
+      if (accepts_early(parameter, request)) {
+        accept_early(parameter, weight_is_free);
+        continue;
+      }
+      if (parameter.early) drop_early(parameter);
+      if (parameter.spec.placement == Placement::kResident) continue;
+      parameter.scalars = scalars(parameter, request, parameter.step, decision_.gradient_scale);
+      if (parameter.is_streamed()) {
+        push_streamed(parameter, weight_is_free);
+      } else {
+        push_host(parameter, has_arrived, weight_is_free);
+      }
+    }
+    update_resident(request, stream);
+  } catch (const std::exception& error) {
+    break_off(error);
+    throw;
+  }
+}
+
+std::vector<size_t> Pipeline::in_order_of_coming() const {
+  std::vector<size_t> order = active_;
+  std::ranges::sort(order, {}, [this](size_t index) { return parameters_[index]->taken_at; });
+  return order;
+}
+
+EventPtr Pipeline::poison_weights(ComputeStream stream) {
+  for (const size_t index : active_) {
+    Parameter& parameter = *parameters_[index];
+    const ParameterSpec& spec = parameter.spec;
+    if (!spec.rule || spec.memory == Memory::kHost || !parameter.has_host_state()) continue;
+    const size_t bytes = spec.elements * bytes_of(spec.type);
+    if (parameter.is_streamed()) {
+      device_->copy_on_device(stream, parameter.shadow.get(), spec.weight, bytes);
+    }
+    device_->poison(stream, spec.weight, bytes);
+  }
+  return device_ == nullptr ? nullptr : device_->record(stream);
+}
+
+void Pipeline::push_host(Parameter& parameter, bool has_arrived, const EventPtr& weight_is_free) {
+  const size_t elements = parameter.spec.elements;
+  const bool is_whole = rule_info(*parameter.spec.rule).with_norms != nullptr;
+  std::vector<PieceUpdate> pieces;
+  for (size_t first = 0; first < elements; first += chunk_elements_) {
+    pieces.push_back({.parameter = &parameter,
+                      .index = first / chunk_elements_,
+                      .first = first,
+                      .last = std::min(first + chunk_elements_, elements),
+                      .arrival = intake_.piece(parameter, first),
+                      .gradient = parameter.gradient(),
+                      .gradient_type = parameter.gradient_type(),
+                      .step = static_cast<uint32_t>(parameter.step + (parameter.early ? 1 : 0)),
+                      .weight_is_free = weight_is_free});
+  }
+  progress_.begin(parameter, pieces.size());
+  if (has_arrived) {
+    for (PieceUpdate& piece : pieces) host_.push(std::move(piece));
+    return;
+  }
+  // In the order in which gradients were sent, so that none holds up another that comes before it.
+  releaser_.post([this, is_whole, pieces = std::move(pieces)] {
+    try {
+      if (is_whole) {
+        for (const PieceUpdate& piece : pieces) piece.arrival.wait();
+      }
+      for (const PieceUpdate& piece : pieces) {
+        piece.arrival.wait();
+        host_.push(piece);
+      }
+    } catch (const std::exception& error) {
+      mark_unusable(error);
+      throw;
+    }
+  });
+}
+
+std::vector<StreamWorkPtr> Pipeline::stream_works(Parameter& parameter, int64_t step,
+                                                  const EventPtr& weight_is_free) {
+  const ParameterSpec& spec = parameter.spec;
+  const size_t width = bytes_of(spec.type);
+  const size_t piece_elements = stream_piece_elements(parameter);
+  std::vector<StreamWorkPtr> works;
+  for (size_t first = 0; first < spec.elements; first += piece_elements) {
+    auto work = std::make_shared<StreamWork>();
+    work->parameter = &parameter;
+    work->index = works.size();
+    work->update = resident_update(parameter, parameter.scalars, step);
+    work->update.elements = std::min(piece_elements, spec.elements - first);
+    work->update.element_offset = first;
+    work->update.gradient = static_cast<const std::byte*>(work->update.gradient) + first * width;
+    work->update.weight = static_cast<std::byte*>(work->update.weight) + first * width;
+    work->from = work->to = {parameter.master, parameter.states};
+    work->gradient_ready = parameter.gradient_ready;
+    work->weight_is_free = weight_is_free;
+    work->gradient_owner = parameter.local_gradient.owner;
+    works.push_back(std::move(work));
+  }
+  return works;
+}
+
+void Pipeline::push_streamed(Parameter& parameter, const EventPtr& weight_is_free) {
+  const std::vector<StreamWorkPtr> works = stream_works(parameter, parameter.step, weight_is_free);
+  progress_.begin(parameter, works.size());
+  for (const StreamWorkPtr& work : works) {
+    if (options_.poison_in_flight) {
+      work->is_shadow_filled = true;
+      work->shadow = static_cast<std::byte*>(parameter.shadow.get()) +
+                     work->update.element_offset * bytes_of(parameter.spec.type);
+      work->gradient_ready = weight_is_free;  // later than the gradient, and behind the copy
+    }
+    stream_->push(work);
+  }
+}
+
+ResidentUpdate Pipeline::resident_update(const Parameter& parameter, const RuleScalars& scalars,
+                                         int64_t step) {
+  const ParameterSpec& spec = parameter.spec;
+  ResidentUpdate update{.rule = *spec.rule,
+                        .scalars = scalars,
+                        .step = static_cast<uint32_t>(step),
+                        .random_key_low = parameter.random_key.low,
+                        .random_key_high = parameter.random_key.high,
+                        .elements = spec.elements,
+                        .gradient = parameter.gradient(),
+                        .weight = spec.weight,
+                        .master = parameter.master,
+                        .type = spec.type,
+                        .master_format = spec.master_format,
+                        .formats = spec.formats};
+  for (size_t i = 0; i < kMaxStates; ++i) {
+    update.codes[i] = parameter.states[i].codes;
+    update.scales[i] = parameter.states[i].scales;
+  }
+  return update;
+}
+
+void Pipeline::update_resident(const StepRequest& request, ComputeStream stream) {
+  std::vector<ResidentUpdate> updates;
+  for (const size_t index : active_) {
+    const Parameter& parameter = *parameters_[index];
+    if (parameter.has_host_state() || !parameter.spec.rule) continue;
+    updates.push_back(resident_update(
+        parameter, scalars(parameter, request, parameter.step, decision_.gradient_scale),
+        parameter.step));
+  }
+  if (!updates.empty()) device_->update_resident(stream, updates);
+}
+
+void Pipeline::return_weight(Parameter& parameter) {
+  if (parameter.spec.elements == 0) return;
+  progress_.begin(parameter, 1);
+  host_.adopt(parameter, backward_done_);
+}
+
+bool Pipeline::is_waited_for_at_step() const {
+  if (schedule_ == Schedule::kAtStep) return true;
+  // The caller's own memory: it may write to gradients, and reads weights without asking.
+  return std::ranges::any_of(active_, [this](size_t index) {
+    const ParameterSpec& spec = parameters_[index]->spec;
+    return !spec.rule || spec.memory == Memory::kHost;
+  });
+}
+
+void Pipeline::wait_for_everything(ComputeStream stream) {
+  progress_.wait_all();
+  if (clock_ != nullptr) updates_done_ = clock_->record();
+  weights_back_ = host_.flush();
+  // Order: whatever the caller enqueues next (the forward) reads the weights; it starts after the
+  // last copy.
+  if (weights_back_ != nullptr) device_->wait(stream, weights_back_);
+  if (stream_ == nullptr) return;
+  device_->wait(stream, stream_->flush(false));
+  weights_back_ = device_->record(stream);
+}
+
+void Pipeline::finish_step(ComputeStream stream) {
+  if (!is_in_step_) {
+    fail(ErrorKind::kState, kWho, "finish_step was called without begin_step; call that first");
+  }
+  const Stopwatch watch(stats_.in_step);
+  const TraceHostSpan span(&trace_, "step", "finish_step");
+  const bool waits = is_waited_for_at_step();
+  if (waits) {
+    try {
+      wait_for_everything(stream);
+    } catch (const std::exception& error) {
+      break_off(error);
+      rethrow_failure();  // the first failure, if this one only followed from it
+      throw;
+    }
+    stats_.waiting_for_gradients = adder_.times().waiting + host_.times().waiting;
+    stats_.updating = adder_.times().updating + host_.times().updating;
+  }
+  ++(decision_.is_taken ? stats_.steps : stats_.skipped_steps);
+  for (const size_t index : active_) parameters_[index]->keeps_loaded_master = false;
+  end_step();
+  if (waits) rethrow_failure();
+}
+
+void Pipeline::end_step() {
+  is_in_step_ = false;
+  for (const size_t index : active_) {
+    Parameter& parameter = *parameters_[index];
+    parameter.expected_uses = std::exchange(parameter.uses, 0);
+    forget(parameter);
+  }
+  const std::lock_guard lock(intake_mutex_);
+  announced_.reset();
+  has_early_ = false;
+  active_.clear();
+}
+
+void Pipeline::break_off(const std::exception& error) {
+  if (decision_.is_taken) mark_unusable(error);
+  settle();  // no later work waits for the weights that were sent, and the caller may free them
+  end_step();
+}
+
+std::vector<size_t> Pipeline::active_parameters() const {
+  return decision_.is_taken ? active_ : std::vector<size_t>{};
+}
+
+}  // namespace outboard
