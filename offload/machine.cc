@@ -208,6 +208,8 @@ double measure_update(const UpdateToMeasure& wish, const MachineOptions& options
 
 }  // namespace
 
+int update_threads(int threads) { return cpu::Arena(threads).threads(); }
+
 double state_bytes(RuleId rule, const std::string& state_format) {
   constexpr size_t kElements = size_t{1} << 20;  // whole blocks of every format
   const RuleInfo& info = rule_info(rule);

@@ -42,6 +42,10 @@ struct MachineOptions {
 [[nodiscard]] Machine measure_machine(const std::shared_ptr<Device>& device,
                                       const MachineOptions& options = {});
 
+/// Threads that an optimizer with this option has for updates; 0: chosen from the cores that the
+/// process may use.
+[[nodiscard]] int update_threads(int threads);
+
 /// Bytes per element of all states of `rule` under its default hyper-parameters, with scales.
 [[nodiscard]] double state_bytes(RuleId rule, const std::string& state_format);
 

@@ -16,7 +16,7 @@ namespace {
 // Mixtures of host and streamed that are tried: 0, 1/32, ... of the elements on the host.
 constexpr int kMixtures = 32;
 // A less simple choice has to be better by this share of the iteration.
-constexpr double kWorthwhile = 0.005;
+constexpr double kWorthwhile = 0.01;
 // How far one correction may move a rate.
 constexpr double kMaxCorrection = 4;
 

@@ -53,7 +53,7 @@ std::string placement_sentence(const PlanRequest& request, const Plan& plan) {
   bool is_first = true;
   for (const Placement placement : {Placement::kResident, Placement::kHost, Placement::kStreamed}) {
     const double count = elements.at(static_cast<size_t>(placement));
-    if (count == 0) continue;
+    if (count < 0.005 * all) continue;  // norms and biases
     text += (is_first ? "" : ", ") + percent(count / all) + " are ";
     text.append(word_for(placement));
     is_first = false;
