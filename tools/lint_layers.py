@@ -17,7 +17,7 @@ LAYERS = {
     "cpu_kernels": {"include", "quant", "cpu_kernels"},
     "gpu_kernels": {"include", "quant", "gpu_kernels"},
     "offload": {"include", "quant", "cpu_kernels", "gpu_kernels", "offload"},
-    "python": {"include", "offload/torch", "offload/machine.h", "cpu_kernels/targets.h"},
+    "python": {"include", "offload/torch", "offload/machine.h", "cpu_kernels/targets.h", "python"},
 }
 
 # Outside libraries: how their headers are named, and the files that may include them.
@@ -27,7 +27,7 @@ LIBRARIES = {
     "xsimd": (r"xsimd/", r"cpu_kernels/gradient_math\.cc$"),
     "libtorch": (
         r"(torch|ATen|c10|caffe2)/",
-        r"offload/torch/|include/outboard/torch/|python/[^/]*\.cc$",
+        r"offload/torch/|include/outboard/torch/|python/[^/]*\.(cc|h)$",
     ),
     "CUDA": (
         r"(cuda|cub|cooperative_groups|curand|thrust|nvtx3|nv/)",
