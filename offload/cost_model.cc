@@ -25,13 +25,17 @@
 // the first offloaded parameter of the forward, whose gradient comes last:
 //
 //   at_step       exposed = W(after) - lead          after: all but gradient copies, which hide in
-//   B next_forward  exposed = max(W(after) - F, last) in_backward   R = max(W(all) - B - U, last);
-//   exposed = R, or if attached
+//   B next_forward  exposed = max(W(after) - F, last) in_backward   nothing can change an update
+//   any more (no norm, gradients given away):
+//                 R = max(W(all) - B - U, last);  exposed = R, or if attached
 //                 max(R (1 - F / W(all)), last): what is left is done in the forward's order
+//   in_backward   else streamed updates begin tentatively, into second copies; those of the host
+//                 begin when the norm is known:
+//                 R = max(link(streamed, gradients) - B - U, last)
+//                 exposed = max(R + link(host), W(host)), or if attached
+//                 max(R (1 - F / link(streamed, gradients)), R + link(host) - F, W(host) - F, last)
+//                 and for the share redo_rate of steps what next_forward or at_step expose
 //   iteration     = micro-steps x (F + B) + U + exposed + what gradient copies exceed their B by
-//
-// A speculative update that is redone adds redo_rate x the exposed time of next_forward (attached)
-// or at_step.
 #include "offload/cost_model.h"
 
 #include <algorithm>
@@ -64,7 +68,26 @@ struct Work {
   double cpu_s = 0;
   double host_elements = 0;
 
-  [[nodiscard]] bool is_offloaded() const { return up > 0; }
+  Work& operator+=(const Work& other) {
+    gradients_down += other.gradients_down;
+    state_down += other.state_down;
+    up += other.up;
+    host_traffic += other.host_traffic;
+    device_traffic += other.device_traffic;
+    cpu_s += other.cpu_s;
+    host_elements += other.host_elements;
+    return *this;
+  }
+};
+
+/// The elements of a plan by placement, and the first offloaded parameter in the forward's order:
+/// its gradient is the last to come, and its weight the first to be needed.
+struct Parts {
+  Work host;
+  Work streamed;
+  Work all;
+  Work last;
+  Placement last_placement = Placement::kResident;
 };
 
 struct Busy {
@@ -106,24 +129,21 @@ void add(const ParameterToPlan& parameter, Placement placement, double cpu_secon
   }
 }
 
-Work total(const PlanRequest& request, const Machine& machine,
-           const std::vector<Placement>& placements, size_t first, size_t last) {
+Parts parts_of(const PlanRequest& request, const Machine& machine,
+               const std::vector<Placement>& placements) {
   const double cpu_seconds = cpu_seconds_per_element(request, machine);
-  Work work;
-  for (size_t i = first; i < last; ++i) {
+  Parts parts;
+  for (size_t i = 0; i < placements.size(); ++i) {
+    Work work;
     add(request.parameters[i], placements[i], cpu_seconds, machine, work);
+    parts.all += work;
+    if (placements[i] == Placement::kResident) continue;
+    (placements[i] == Placement::kHost ? parts.host : parts.streamed) += work;
+    if (parts.last_placement != Placement::kResident) continue;
+    parts.last = work;
+    parts.last_placement = placements[i];
   }
-  return work;
-}
-
-/// The first offloaded parameter in the forward's order: its gradient is the last to come, and its
-/// weight the first to be needed.
-Work last_to_come(const PlanRequest& request, const Machine& machine,
-                  const std::vector<Placement>& placements) {
-  const auto found = std::ranges::find_if(
-      placements, [](Placement placement) { return placement != Placement::kResident; });
-  const auto index = static_cast<size_t>(found - placements.begin());
-  return total(request, machine, placements, index, std::min(index + 1, placements.size()));
+  return parts;
 }
 
 enum class Gradients { kCopiedBefore, kWithTheUpdate };
@@ -163,13 +183,14 @@ struct Exposure {
   Busy busy;
 };
 
-Exposure after_backward(const PlanRequest& request, const Machine& machine, const Work& work,
-                        double last_s, Schedule schedule) {
+Exposure after_backward(const PlanRequest& request, const Machine& machine, const Parts& parts,
+                        Schedule schedule) {
   Exposure exposure;
-  exposure.busy = busy(work, machine, Gradients::kCopiedBefore);
+  exposure.busy = busy(parts.all, machine, Gradients::kCopiedBefore);
   const double after = exposure.busy.longest();
-  if (schedule == Schedule::kNextForward && request.is_attached) {
-    exposure.seconds = std::max(after - request.forward_s, last_s);
+  if (schedule != Schedule::kAtStep && request.is_attached) {
+    const double last = busy(parts.last, machine, Gradients::kCopiedBefore).longest();
+    exposure.seconds = std::max(after - request.forward_s, last);
   } else {
     const double iteration = request.forward_s + request.backward_s;
     exposure.seconds = std::max(0.0, after - (request.needs_norm ? 0 : kStepLead * iteration));
@@ -177,81 +198,55 @@ Exposure after_backward(const PlanRequest& request, const Machine& machine, cons
   return exposure;
 }
 
-Exposure in_backward(const PlanRequest& request, const Machine& machine, const Work& work,
-                     double last_s) {
+/// Share of work of `seconds` that the forward hides when it is done in the forward's order.
+double hidden_share(const PlanRequest& request, double seconds) {
+  if (!request.is_attached || seconds <= 0) return 0;
+  return std::min(1.0, request.forward_s / seconds);
+}
+
+/// Updates for good: each begins when its gradient appears.
+Exposure final_in_backward(const PlanRequest& request, const Machine& machine, const Parts& parts,
+                           double window) {
   Exposure exposure;
-  exposure.busy = busy(work, machine, Gradients::kWithTheUpdate);
+  exposure.busy = busy(parts.all, machine, Gradients::kWithTheUpdate);
   const double all = exposure.busy.longest();
-  const double window = request.backward_s + device_seconds(work, machine);
-  exposure.seconds = std::max(all - window, last_s);
-  if (request.is_attached && all > 0) {
-    const double hidden_share = std::min(1.0, request.forward_s / all);
-    exposure.seconds = std::max(exposure.seconds * (1 - hidden_share), last_s);
-  }
-  if (request.needs_norm) {
-    exposure.seconds +=
-        request.redo_rate *
-        after_backward(request, machine, work, last_s, Schedule::kNextForward).seconds;
-  }
+  const double last = busy(parts.last, machine, Gradients::kWithTheUpdate).longest();
+  const double left = std::max(all - window, last);
+  exposure.seconds = std::max(left * (1 - hidden_share(request, all)), last);
   return exposure;
 }
 
-void check_rate(const char* name, double rate, const char* remedy) {
-  if (std::isfinite(rate) && rate > 0) return;
-  fail(ErrorKind::kValue, "planner", "the machine's ", name, " is ", rate, "; ", remedy);
+/// Streamed updates in backward, into second copies; the host's when the norm is known.
+Exposure tentative_in_backward(const PlanRequest& request, const Machine& machine,
+                               const Parts& parts, double window) {
+  Work early = parts.streamed;
+  early.gradients_down += parts.host.gradients_down;
+  const double early_s = busy(early, machine, Gradients::kWithTheUpdate).longest();
+  const Busy late = busy(parts.host, machine, Gradients::kCopiedBefore);
+  const double last = busy(parts.last, machine, Gradients::kCopiedBefore).longest();
+  const bool is_last_early = parts.last_placement == Placement::kStreamed;
+  const double left = std::max(early_s - window, is_last_early ? last : 0);
+  const double forward = request.is_attached ? request.forward_s : 0;
+  Exposure exposure;
+  exposure.seconds = std::max({left * (1 - hidden_share(request, early_s)),
+                               left + late.link_s - forward, late.longest() - forward, last});
+  exposure.busy = {early_s + late.link_s, late.cpu_s, late.host_memory_s};
+  const double redone = after_backward(request, machine, parts, Schedule::kNextForward).seconds;
+  exposure.seconds += request.redo_rate * std::max(0.0, redone - exposure.seconds);
+  return exposure;
 }
 
-void check_seconds(const char* name, double seconds) {
-  if (std::isfinite(seconds) && seconds >= 0) return;
-  fail(ErrorKind::kValue, "planner", name, " is ", seconds, "; give seconds, 0 or more");
+Exposure exposure_of(const PlanRequest& request, const Machine& machine, const Parts& parts,
+                     Schedule schedule) {
+  if (schedule != Schedule::kInBackward) {
+    return after_backward(request, machine, parts, schedule);
+  }
+  const double window = request.backward_s + device_seconds(parts.all, machine);
+  return speculates(request, schedule) ? tentative_in_backward(request, machine, parts, window)
+                                       : final_in_backward(request, machine, parts, window);
 }
 
 }  // namespace
-
-double update_traffic(const ParameterToPlan& parameter) {
-  const auto weight = static_cast<double>(bytes_of(parameter.type));
-  const double gradient = weight;
-  double full_precision = 2 * weight;
-  switch (parameter.master) {
-    case MasterFormat::kWeight:
-    case MasterFormat::kStochastic:
-      break;
-    case MasterFormat::kSplit:
-      full_precision = 8;
-      break;
-    case MasterFormat::kF32:  // read and written, and its image written
-      full_precision = 8 + weight;
-      break;
-  }
-  return gradient + full_precision + 2 * parameter.state_bytes;
-}
-
-double stream_bytes(const ParameterToPlan& parameter) {
-  return static_cast<double>(bytes_of(parameter.master)) + parameter.state_bytes;
-}
-
-void check_request(const PlanRequest& request, const Machine& machine) {
-  if (request.parameters.empty()) {
-    fail(ErrorKind::kValue, "planner", "there are 0 parameters; give at least one");
-  }
-  for (const ParameterToPlan& parameter : request.parameters) {
-    if (parameter.elements == 0 || !(parameter.state_bytes >= 0)) {
-      fail(ErrorKind::kValue, "planner", "a parameter has ", parameter.elements, " elements and ",
-           parameter.state_bytes, " bytes of state each; give at least 1 and 0");
-    }
-  }
-  check_seconds("forward_s", request.forward_s);
-  check_seconds("backward_s", request.backward_s);
-  if (request.accumulation_steps < 1 || !(request.redo_rate >= 0 && request.redo_rate <= 1)) {
-    fail(ErrorKind::kValue, "planner", "accumulation_steps is ", request.accumulation_steps,
-         " and redo_rate ", request.redo_rate, "; give 1 or more, and a share from 0 to 1");
-  }
-  constexpr const char* kRemedy = "measure the machine, or give bytes per second";
-  check_rate("link_down", machine.link_down, kRemedy);
-  check_rate("link_up", machine.link_up, kRemedy);
-  check_rate("link_duplex", machine.link_duplex, kRemedy);
-  check_rate("host_bandwidth", machine.host_bandwidth, kRemedy);
-}
 
 Prediction predict(const PlanRequest& request, const Machine& machine,
                    const std::vector<Placement>& placements, Schedule schedule) {
@@ -260,22 +255,18 @@ Prediction predict(const PlanRequest& request, const Machine& machine,
     fail(ErrorKind::kValue, "planner", "there are ", placements.size(), " placements for ",
          request.parameters.size(), " parameters; give one each");
   }
-  const Work work = total(request, machine, placements, 0, placements.size());
-  const Work last = last_to_come(request, machine, placements);
-  const bool goes_along = schedule == Schedule::kInBackward;
-  const double last_s =
-      busy(last, machine, goes_along ? Gradients::kWithTheUpdate : Gradients::kCopiedBefore)
-          .longest();
-  const Exposure exposure = goes_along ? in_backward(request, machine, work, last_s)
-                                       : after_backward(request, machine, work, last_s, schedule);
+  const Parts parts = parts_of(request, machine, placements);
+  const Exposure exposure = exposure_of(request, machine, parts, schedule);
   const double late_gradients =
-      goes_along ? 0 : std::max(0.0, work.gradients_down / machine.link_down - request.backward_s);
+      schedule == Schedule::kInBackward
+          ? 0
+          : std::max(0.0, parts.all.gradients_down / machine.link_down - request.backward_s);
   Prediction prediction;
-  prediction.device_s = device_seconds(work, machine);
+  prediction.device_s = device_seconds(parts.all, machine);
   prediction.compute_s =
       request.accumulation_steps * (request.forward_s + request.backward_s) + prediction.device_s;
   prediction.exposed_s =
-      exposure.seconds + late_gradients + accumulation_excess(request, machine, work);
+      exposure.seconds + late_gradients + accumulation_excess(request, machine, parts.all);
   prediction.iteration_s = prediction.compute_s + prediction.exposed_s;
   prediction.link_s = exposure.busy.link_s;
   prediction.cpu_s = exposure.busy.cpu_s;

@@ -89,8 +89,8 @@ Plan evaluated(const PlanRequest& request, const Machine& machine,
                std::vector<Placement> placements, Schedule schedule) {
   Plan plan;
   plan.schedule = schedule;
-  plan.is_speculative = speculates(request, schedule);
   plan.bytes = plan_bytes(request, placements, schedule);
+  plan.is_speculative = plan.bytes.device_shadows > 0;
   plan.prediction = predict(request, machine, placements, schedule);
   plan.bound = bound_of(plan.prediction);
   plan.fits = excess_of(request, plan.bytes) == 0;

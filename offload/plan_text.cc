@@ -85,9 +85,9 @@ std::string speculation_sentence(const Plan& plan) {
       "updates in backward are speculative, because the step depends on all gradients: second "
       "copies take " +
       gigabytes(plan.bytes.host_speculation) + " of host memory";
-  const size_t device = plan.bytes.device_gradients + plan.bytes.device_old_weights;
+  const size_t device = plan.bytes.device_gradients + plan.bytes.device_shadows;
   if (device > 0) {
-    text += ", gradients and old weights " + gigabytes(device) + " of device memory";
+    text += ", gradients and new weights " + gigabytes(device) + " of device memory";
   }
   return text;
 }
@@ -104,7 +104,7 @@ std::vector<std::string> reasons_for(const PlanRequest& request,
   const Plan& plan = candidates[best];
   std::vector<std::string> reasons = {schedule_sentence(request, candidates, best),
                                       placement_sentence(request, plan), bound_sentence(plan)};
-  if (plan.is_speculative && plan.bytes.host_speculation > 0) {
+  if (plan.is_speculative) {
     reasons.push_back(speculation_sentence(plan));
   }
   if (plan.bytes.host() > request.host_bytes) {

@@ -184,7 +184,7 @@ Numbers numbers_of(const PlanRequest& request, const Plan& plan) {
   add("device_state", plan.bytes.device_state);
   add("device_ring", plan.bytes.device_ring);
   add("device_gradients", plan.bytes.device_gradients);
-  add("device_old_weights", plan.bytes.device_old_weights);
+  add("device_shadows", plan.bytes.device_shadows);
   add("host", plan.bytes.host());
   add("device", plan.bytes.device());
   add("is_speculative", plan.is_speculative);

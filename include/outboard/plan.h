@@ -71,7 +71,7 @@ struct PlanRequest {
   size_t stream_elements = size_t{8}
                            << 20;  ///< of one slot of the device's ring, see EngineOptions
   int stream_slots = 6;
-  size_t staging_bytes = size_t{128} << 20;  ///< ring of host slots, where one is used
+  size_t staging_bytes = size_t{128} << 20;  ///< ring of host slots, for accumulation
 };
 
 /// What an iteration is made of. Seconds.
@@ -93,28 +93,28 @@ struct PlanBytes {
   size_t host_weights = 0;  ///< images of weights that the CPU updates
   size_t host_masters = 0;
   size_t host_state = 0;
-  size_t host_speculation = 0;  ///< second copies of masters and state
+  size_t host_speculation = 0;  ///< second copies of streamed masters and state
   size_t host_gradients = 0;
   size_t host_accumulators = 0;  ///< fp32 sums over micro-steps
   size_t host_staging = 0;
-  size_t device_state = 0;        ///< state and masters of resident parameters
-  size_t device_ring = 0;         ///< slots through which streamed state passes
-  size_t device_gradients = 0;    ///< that stay until their update
-  size_t device_old_weights = 0;  ///< for a speculative update that is redone
+  size_t device_state = 0;      ///< state and masters of resident parameters
+  size_t device_ring = 0;       ///< slots through which streamed state passes
+  size_t device_gradients = 0;  ///< that stay until their update
+  size_t device_shadows = 0;    ///< new weights of tentative updates, until they are accepted
 
   [[nodiscard]] size_t host() const {
     return host_weights + host_masters + host_state + host_speculation + host_gradients +
            host_accumulators + host_staging;
   }
   [[nodiscard]] size_t device() const {
-    return device_state + device_ring + device_gradients + device_old_weights;
+    return device_state + device_ring + device_gradients + device_shadows;
   }
 };
 
 struct Plan {
   Schedule schedule = Schedule::kAtStep;
   std::vector<Placement> placements;  ///< per parameter
-  bool is_speculative = false;        ///< in_backward before the norm is known
+  bool is_speculative = false;        ///< updates begin in backward, before the norm is known
   PlanBytes bytes;
   Prediction prediction;
   Bound bound = Bound::kCompute;

@@ -63,6 +63,7 @@ TEST(PlanChoice, MixtureIsNeverSlowerThanEitherAlone) {
 TEST(PlanChoice, MixtureKeepsLinkAndHostBusyForTheSameTime) {
   PlanRequest request = with_float_state(gpt_6_65());
   request.schedule = Schedule::kInBackward;
+  request.needs_norm = false;
   const Plan plan = make_plan(request, h200());
   ASSERT_GT(elements_in(request, plan, Placement::kHost), 0);
   ASSERT_GT(elements_in(request, plan, Placement::kStreamed), 0);
