@@ -27,7 +27,7 @@
 //   at_step       exposed = W(after) - lead          after: all but gradient copies, which hide in
 //   B next_forward  exposed = max(W(after) - F, last) in_backward   nothing can change an update
 //   any more (no norm, gradients given away):
-//                 R = max(W(all) - B - U, last);  exposed = R, or if attached
+//                 R = max(W(all) - B - U, 0);  exposed = max(R, last), or if attached
 //                 max(R (1 - F / W(all)), last): what is left is done in the forward's order
 //   in_backward   else streamed updates begin tentatively, into second copies; those of the host
 //                 begin when the norm is known:
@@ -211,7 +211,7 @@ Exposure final_in_backward(const PlanRequest& request, const Machine& machine, c
   exposure.busy = busy(parts.all, machine, Gradients::kWithTheUpdate);
   const double all = exposure.busy.longest();
   const double last = busy(parts.last, machine, Gradients::kWithTheUpdate).longest();
-  const double left = std::max(all - window, last);
+  const double left = std::max(all - window, 0.0);
   exposure.seconds = std::max(left * (1 - hidden_share(request, all)), last);
   return exposure;
 }

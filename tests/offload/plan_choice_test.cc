@@ -80,6 +80,17 @@ TEST(PlanChoice, FillsTheDeviceBudgetWithWhatIsNeededFirst) {
   EXPECT_GE(plan.bytes.device_state, 0.9 * static_cast<double>(request.device_state_bytes));
 }
 
+TEST(PlanChoice, PutsOnTheDeviceWhatSavesMostPerByte) {
+  PlanRequest request;
+  request.parameters = {{.elements = 100'000'000, .state_bytes = 8},
+                        {.elements = 100'000'000, .state_bytes = 2.0625}};
+  request.device_state_bytes = 1'000'000'000;
+  const Plan plan = make_plan(request, h200());
+  EXPECT_EQ(plan.placements[1], Placement::kResident)
+      << "fp32 state takes 2.5 times the bytes, and costs the host less than that";
+  EXPECT_NE(plan.placements[0], Placement::kResident);
+}
+
 TEST(PlanChoice, KeepsSmallParametersOnTheDevice) {
   PlanRequest request = gpt_2_65();
   request.parameters.push_back({.elements = 4095});

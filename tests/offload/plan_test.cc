@@ -112,6 +112,21 @@ TEST(Plan, MoreOfAnythingIsNeverSlower) {
   }
 }
 
+TEST(Plan, TheLastGradientsUpdateHasNothingToHideIn) {
+  PlanRequest request = gpt_2_65();
+  request.needs_norm = false;
+  const double last_link_s = static_cast<double>(request.parameters[0].elements) * 4.0625 / 44e9;
+  std::vector<Placement> placements(request.parameters.size(), Placement::kStreamed);
+  for (const bool is_attached : {false, true}) {
+    request.is_attached = is_attached;
+    EXPECT_NEAR(predict(request, h200(), placements, Schedule::kInBackward).exposed_s, last_link_s,
+                1e-9);
+  }
+  placements[0] = Placement::kResident;
+  EXPECT_LT(predict(request, h200(), placements, Schedule::kInBackward).exposed_s,
+            0.2 * last_link_s);
+}
+
 TEST(Plan, LongerModelsTakeLonger) {
   for (const Placement placement : kPlacements) {
     for (const Schedule schedule : kSchedules) {
