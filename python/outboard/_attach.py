@@ -10,8 +10,7 @@ it leaves what is known; and `module.name` of a parameter in flight waits by its
 
 from __future__ import annotations
 
-import os
-import sys
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -22,7 +21,19 @@ import torch._dynamo
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ._hooks import After, Before, Gate, OnCompilation, OnStateDict, Pass, Thread, guard, release
+from ._hooks import (
+    After,
+    Before,
+    Gate,
+    OnCompilation,
+    OnStateDict,
+    Pass,
+    Thread,
+    guard,
+    is_called_by_dynamo,
+    is_in_backward,
+    release,
+)
 from ._registry import Registry
 from ._watch import Knowledge, Place, Watch, reachable
 from .hyper import WHO
@@ -31,6 +42,10 @@ from .hyper import WHO
 class Attachment:
     """Hooks on a model whose weights arrive late. Not thread safe to make or detach; forwards may
     run on any thread.
+
+    Not found are reads outside of forward that do not name a parameter as `module.name` (of
+    copies, of averages), and reads in forward that neither go through a module nor were in any
+    watched forward, although the modules called are those of one. synchronize() comes before them.
 
     `announce` is called at the start of every outermost forward that may lead to a backward, and
     wait_weights() by the thread that runs forward, with its current stream. `engine` must answer
@@ -51,7 +66,8 @@ class Attachment:
         self._model = weakref.ref(model)
         self._registry = registry
         self._engine = engine
-        self._announce = announce
+        is_method = inspect.ismethod(announce)  # of the owner, which would never go otherwise
+        self._announce = weakref.WeakMethod(announce) if is_method else lambda: announce
         self._gate = Gate(self)
         self._places: weakref.WeakKeyDictionary[torch.nn.Module, Place] = (
             weakref.WeakKeyDictionary()
@@ -171,7 +187,7 @@ class Attachment:
 
     def before_compilation(self) -> None:
         """Code about to be compiled and run may read weights where no hook is called."""
-        if not _is_in_backward() and self._engine.is_updating():
+        if not is_in_backward() and self._engine.is_updating():
             self._engine.wait_weights(list(self._everything))
 
     def synchronize(self) -> None:
@@ -185,15 +201,14 @@ class Attachment:
     def enter(self, place: Place, module: torch.nn.Module, is_compiled: bool, frame: Any) -> None:
         """Before a module's forward; `frame` is the caller of the hook."""
         thread = self._gate.thread
-        if thread.current is not None and self._is_over(thread, place):
-            thread.reset()
+        thread.drop_if_over(place, self._epoch)
         thread.stack.append(place)  # first, so that leave() finds it whatever fails here
         own_forward = vars(module).get("forward")
         is_compiled |= hasattr(own_forward, "_torchdynamo_orig_callable")
         how = (is_compiled, own_forward)
         if thread.current is None:
             thread.current = Pass(self._epoch, frame)
-            if is_compiled and not _is_called_by_dynamo(frame):
+            if is_compiled and not is_called_by_dynamo(frame):
                 self._note_bypass(module)
             self._enter_outermost(thread, place, module, how)
         elif not thread.covered:
@@ -201,23 +216,12 @@ class Attachment:
         if is_compiled and not thread.covered:
             self._cover(thread, place, module)
 
-    def _is_over(self, thread: Thread, place: Place) -> bool:
-        """Whether the thread's forward was left without leave()."""
-        if thread.current.epoch != self._epoch:
-            return True
-        if thread.stack[0] is not place:
-            return False
-        frame = sys._getframe()
-        while frame is not None and frame is not thread.current.frame:
-            frame = frame.f_back
-        return frame is None
-
     def _enter_outermost(
         self, thread: Thread, place: Place, module: torch.nn.Module, how: tuple[bool, Any]
     ) -> None:
         current = thread.current
         current.is_updating = self._engine.is_updating()
-        if _is_in_backward():  # which runs a part of a forward again
+        if is_in_backward():  # which runs a part of a forward again
             current.waited = self._since_step
             self._gate.alert |= current.is_updating
             self._wait(current, place.waits)
@@ -227,7 +231,8 @@ class Attachment:
         if torch.is_grad_enabled() and (
             module.training or any(p.requires_grad for p in self._registry.parameters)
         ):
-            self._announce()
+            if announce := self._announce():
+                announce()
         if not current.is_updating and len(self._since_step) < len(self._everything):
             self._since_step = set(self._everything)
         current.node = self._known.start(place, how)
@@ -289,7 +294,7 @@ class Attachment:
         current = self._gate.thread.current
         if index is None or (current is not None and index in current.waited):
             return
-        if _is_in_backward() and index in self._since_step:
+        if is_in_backward() and index in self._since_step:
             return
         if self._engine.is_updating():
             self._engine.wait_weights([index])
@@ -313,15 +318,3 @@ class Attachment:
             if watch is not None:
                 self._known.learn(watch)
                 self._engine.set_use_order(self._known.use_order(watch))
-
-
-def _is_called_by_dynamo(frame: Any) -> bool:
-    """Whether a module's call, of which this is a frame, is what was compiled."""
-    while frame is not None and frame.f_code.co_filename == torch.nn.modules.module.__file__:
-        frame = frame.f_back
-    path = os.path.dirname(frame.f_code.co_filename) if frame is not None else ""
-    return path == os.path.dirname(torch._dynamo.__file__)
-
-
-def _is_in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1

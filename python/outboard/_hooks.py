@@ -6,6 +6,7 @@ reference that keeps the optimizer alive, and vanish from copies of the model.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import weakref
@@ -50,7 +51,21 @@ class Thread(threading.local):
         self.covered = False  # within compiled code whose weights have all been waited for
         self.cover_depth = 0
 
+    def drop_if_over(self, place: Place, epoch: int) -> None:
+        """Forgets a forward that a step or a new call of its outermost module shows to be over."""
+        if self.current is None:
+            return
+        is_over = self.current.epoch != epoch
+        if self.stack[0] is place:  # again: it calls itself, or was left by an interrupt
+            frame = sys._getframe()
+            while frame is not None and frame is not self.current.frame:
+                frame = frame.f_back
+            is_over |= frame is None
+        if is_over:
+            self.reset()
+
     def reset(self) -> None:
+        """No forward is under way."""
         if self.current and self.current.watch:
             self.current.watch.stop()
         self.stack = []
@@ -170,10 +185,8 @@ class Guard(dict):
 
     def __getitem__(self, name: str) -> Any:
         value = dict.__getitem__(self, name)
-        if is_dynamo_compiling():
-            return value
         for gate in self.gates:
-            if gate.alert:
+            if gate.alert and not is_dynamo_compiling():
                 attachment = gate.attachment()
                 if attachment is not None:
                     attachment.touch(value)
@@ -193,6 +206,19 @@ for _function in (
     Thread.__init__,
 ):
     skip_code(_function.__code__)
+
+
+def is_called_by_dynamo(frame: Any) -> bool:
+    """Whether a module's call, of which this is a frame, is what was compiled."""
+    while frame is not None and frame.f_code.co_filename == torch.nn.modules.module.__file__:
+        frame = frame.f_back
+    path = os.path.dirname(frame.f_code.co_filename) if frame is not None else ""
+    return path == os.path.dirname(torch._dynamo.__file__)
+
+
+def is_in_backward() -> bool:
+    """Whether autograd runs the caller."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def guard(module: torch.nn.Module, gate: Gate) -> None:

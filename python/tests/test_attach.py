@@ -2,7 +2,22 @@
 
 import pytest
 import torch
-from attach_support import TOKENS, VECTORS, ZOO, Attention, D, Flow, Gpt, Lists, Lora, Rig, prepared
+from attach_support import (
+    TOKENS,
+    VECTORS,
+    ZOO,
+    Attention,
+    D,
+    Flow,
+    Gpt,
+    Hidden,
+    Lists,
+    Lora,
+    Reacher,
+    Rig,
+    prepared,
+)
+from outboard._hooks import Guard
 from support import assert_same
 from torch import nn
 
@@ -20,6 +35,15 @@ def test_first_forward_waits_and_so_do_all_after_it(zoo):
     rig, x = zoo
     for _ in range(4):
         rig.check(x)
+
+
+def test_hooks_suffice_where_forward_does_as_before(zoo, monkeypatch):
+    monkeypatch.delattr(Guard, "__getitem__")
+    rig, x = zoo
+    for _ in range(3):
+        rig.check(x)
+    rig.compare(x)
+    rig.check(x)
 
 
 def test_forward_watched_before_any_step(zoo):
@@ -86,6 +110,12 @@ def test_weights_used_by_functions_are_waited_for_by_the_module_around():
     assert rig.waited_together("0.weight") == {"0.weight", "0.bias"}
 
 
+def test_weights_that_a_foreign_module_reads_are_waited_for_first():
+    rig = prepared(Reacher(), VECTORS)
+    rig.check(VECTORS)
+    assert rig.engine.waits[0] == [rig.names["b.weight"]]
+
+
 def test_unused_parameters_are_waited_for_first():
     model = Flow()
     rig = Rig(model)
@@ -113,6 +143,29 @@ def test_use_of_a_weight_that_no_watched_forward_saw():
     rig = prepared(Flow(), VECTORS)
     for functional in [(2,), (0,), (0, 3), (), (0, 1, 2, 3)]:
         rig.check(VECTORS, functional=functional)
+
+
+def test_forward_waits_for_everything_where_it_leaves_what_is_known():
+    class Detour(Hidden):
+        def forward(self, x, detour=False):
+            x = self.a(x)
+            return x @ self.plain[0] if detour else self.b(self.b(x))
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(D, D), Detour()
+
+        def forward(self, x, detour=False):
+            return self.last(self.first(self.first(x) if detour else x), detour)
+
+    model, twin = Outer(), Outer()
+    twin.load_state_dict(model.state_dict())
+    rig = Rig(model, twin=twin)
+    rig.compare(VECTORS)
+    rig.check(VECTORS)
+    for _ in range(3):
+        rig.check(VECTORS, detour=True)
 
 
 def test_many_different_forwards():

@@ -48,7 +48,10 @@ def test_interrupted_then_another_module_called():
     with pytest.raises(KeyboardInterrupt):
         rig.model(VECTORS)
     rig.launch()
+    announced = rig.announced
     assert_same(rig.model.parts[2](VECTORS), rig.twin.parts[2](VECTORS))
+    assert rig.announced == announced + 1
+    assert len(rig.engine.waits[0]) == len(rig.names)
 
 
 def test_failing_hook_before_ours():
@@ -223,6 +226,7 @@ def traces(model):
 
 
 def test_detach_leaves_no_trace():
+    gc.collect()
     of_module = torch.nn.modules.module
     before = len(of_module._global_module_registration_hooks)
     rig = prepared(Gpt(), TOKENS)
@@ -243,8 +247,7 @@ def test_hooks_go_with_the_optimizer():
     rig = prepared(Gpt(), TOKENS)
     engine = weakref.ref(rig.engine)
     model, twin = rig.model, rig.twin
-    del rig
-    gc.collect()
+    del rig  # no garbage collector is needed
     assert engine() is None
     assert traces(model) == 0
     assert_same(model(TOKENS), twin(TOKENS))
