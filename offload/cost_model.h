@@ -3,9 +3,14 @@
 #ifndef OUTBOARD_OFFLOAD_COST_MODEL_H_
 #define OUTBOARD_OFFLOAD_COST_MODEL_H_
 
+#include "outboard/engine.h"
 #include "outboard/plan.h"
 
 namespace outboard {
+
+/// What the planner has to know of a parameter that an engine will get. Without a rule it has no
+/// state.
+[[nodiscard]] ParameterToPlan parameter_to_plan(const ParameterSpec& spec);
 
 /// Bytes per element that an update reads and writes where it runs: gradient, full-precision
 /// weight, state.

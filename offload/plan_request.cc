@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "offload/cost_model.h"
+#include "offload/state_store.h"
 #include "outboard/error.h"
 
 namespace outboard {
@@ -18,6 +19,21 @@ void check_seconds(const char* name, double seconds) {
 }
 
 }  // namespace
+
+ParameterToPlan parameter_to_plan(const ParameterSpec& spec) {
+  ParameterToPlan parameter = {
+      .elements = spec.elements, .type = spec.type, .master = spec.master_format, .state_bytes = 0};
+  if (!spec.rule || spec.elements == 0) return parameter;
+  const RuleInfo& rule = rule_info(*spec.rule);
+  size_t bytes = 0;
+  for (size_t i = 0; i < rule.states.size(); ++i) {
+    if (!needs_state(rule, i, spec.hyper)) continue;
+    bytes += spec.formats[i].code_bytes(spec.elements) +
+             spec.formats[i].scale_count(spec.elements) * sizeof(float);
+  }
+  parameter.state_bytes = static_cast<double>(bytes) / static_cast<double>(spec.elements);
+  return parameter;
+}
 
 double update_traffic(const ParameterToPlan& parameter) {
   const auto weight = static_cast<double>(bytes_of(parameter.type));

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "offload/cost_model.h"
 #include "offload/support/watched_device.h"
 #include "outboard/error.h"
 
@@ -127,6 +128,27 @@ TEST(Machine, CountsStateBytesWithScales) {
   EXPECT_DOUBLE_EQ(state_bytes(RuleId::kAdamW, "8bit"), 2 + 2 * 4.0 / 128);
   EXPECT_DOUBLE_EQ(state_bytes(RuleId::kLion, "8bit"), 1 + 4.0 / 128);
   EXPECT_DOUBLE_EQ(state_bytes(RuleId::kSGD, "fp32"), 0) << "plain SGD keeps nothing";
+}
+
+TEST(Machine, PlansForTheParametersOfAnEngine) {
+  const RuleInfo& rule = rule_info(RuleId::kAdamW);
+  ParameterSpec spec{.name = "weight",
+                     .type = DType::kBF16,
+                     .elements = 1 << 20,
+                     .rule = rule.id,
+                     .master_format = MasterFormat::kSplit};
+  for (const HyperParameter& hyper : rule.hyper_parameters) {
+    spec.hyper.push_back(hyper.default_value);
+  }
+  const StateFormats formats = state_formats_named("8bit");
+  spec.formats = {formats.signed_state, formats.unsigned_state};
+  const ParameterToPlan parameter = parameter_to_plan(spec);
+  EXPECT_EQ(parameter.elements, spec.elements);
+  EXPECT_EQ(parameter.type, DType::kBF16);
+  EXPECT_EQ(parameter.master, MasterFormat::kSplit);
+  EXPECT_DOUBLE_EQ(parameter.state_bytes, state_bytes(RuleId::kAdamW, "8bit"));
+  spec.rule.reset();
+  EXPECT_EQ(parameter_to_plan(spec).state_bytes, 0);
 }
 
 TEST(Machine, RefusesWhatCannotBeMeasured) {
