@@ -68,6 +68,10 @@ std::vector<Placement> mixed(const PlanRequest& request, std::vector<Placement> 
   double given = 0;
   for (size_t i = 0; i < placements.size(); ++i) {
     if (placements[i] == Placement::kResident) continue;
+    if (request.parameters[i].elements < request.min_stream_elements) {
+      placements[i] = Placement::kHost;
+      continue;
+    }
     const auto elements = static_cast<double>(request.parameters[i].elements);
     seen += elements;
     const bool stays = given + elements / 2 <= on_host * seen && on_host > 0;
@@ -117,10 +121,8 @@ Plan plan_with(const PlanRequest& request, const Machine& machine, Schedule sche
 
 std::vector<Schedule> schedules_for(const PlanRequest& request) {
   if (request.schedule) return {*request.schedule};
-  std::vector<Schedule> schedules = {Schedule::kAtStep};
-  if (request.is_attached) schedules.push_back(Schedule::kNextForward);
-  schedules.push_back(Schedule::kInBackward);
-  return schedules;
+  if (!request.is_attached) return {Schedule::kAtStep};
+  return {Schedule::kAtStep, Schedule::kNextForward, Schedule::kInBackward};
 }
 
 /// The request and machine with whatever bounds `bound` scaled by `factor` (of time).

@@ -36,7 +36,7 @@ std::string schedule_sentence(const PlanRequest& request, const std::vector<Plan
     if (!candidates[i].fits && plan.fits) text += " and does not fit";
   }
   if (!request.schedule && !request.is_attached) {
-    text += "; next_forward was left out because no model is attached";
+    text += "; next_forward and in_backward need an attached model";
   }
   return text;
 }

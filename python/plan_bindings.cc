@@ -152,6 +152,7 @@ PlanRequest request_of(const std::vector<int64_t>& elements, const Numbers& give
   request.offload_gradients = take(numbers, "offload_gradients", 1) != 0;
   request.is_attached = take(numbers, "is_attached", 0) != 0;
   request.min_offload_elements = take_bytes(numbers, "min_offload_elements", 4096);
+  request.min_stream_elements = take_bytes(numbers, "min_stream_elements", 65536);
   request.device_state_bytes = take_bytes(numbers, "device_state_bytes", 0);
   request.device_bytes = take_bytes(numbers, "device_bytes", kNoLimit);
   request.host_bytes = take_bytes(numbers, "host_bytes", kNoLimit);

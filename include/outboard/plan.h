@@ -60,9 +60,10 @@ struct PlanRequest {
                            ///< gradient
   double redo_rate = 0;    ///< share of steps in which a speculative update is redone, 0 to 1
   bool offload_gradients = true;
-  bool is_attached = false;  ///< modules wait for their own weights, so updates may hide in the
-                             ///< next forward
+  bool is_attached = false;  ///< modules wait for their own weights: updates may hide in the next
+                             ///< forward, and other schedules than at_step may be chosen
   size_t min_offload_elements = 4096;       ///< smaller parameters are resident
+  size_t min_stream_elements = 65536;       ///< smaller parameters are not streamed
   size_t device_state_bytes = 0;            ///< budget of resident state and masters
   size_t device_bytes = kNoLimit;           ///< budget of all that the plan adds to the device
   size_t host_bytes = kNoLimit;             ///< budget of host memory

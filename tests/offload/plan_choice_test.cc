@@ -27,6 +27,7 @@ using ::testing::HasSubstr;
 TEST(PlanChoice, StreamsWhereTheCpuIsTooSlow) {
   PlanRequest request = gpt_6_65();
   request.needs_norm = false;
+  request.is_attached = true;
   Machine machine = h200();
   machine.updates = {{kEightBit, 0.4e-9}};  // four threads
   const Plan plan = make_plan(request, machine);
@@ -107,6 +108,25 @@ TEST(PlanChoice, EverythingIsResidentWhereItFits) {
   EXPECT_EQ(plan.schedule, Schedule::kAtStep) << "nothing to hide: the simplest schedule";
   EXPECT_EQ(plan.bytes.host(), 0u);
   EXPECT_EQ(plan.bound, Bound::kCompute);
+}
+
+TEST(PlanChoice, StaysAtStepWithoutAnAttachedModel) {
+  PlanRequest request = gpt_2_65();
+  const Plan plan = make_plan(request, h200());
+  EXPECT_EQ(plan.schedule, Schedule::kAtStep);
+  EXPECT_THAT(plan.reasons, Contains(HasSubstr("need an attached model")));
+  request.schedule = Schedule::kInBackward;
+  EXPECT_EQ(make_plan(request, h200()).schedule, Schedule::kInBackward) << "as asked";
+}
+
+TEST(PlanChoice, StreamsNoSmallParameters) {
+  PlanRequest request = gpt_2_65();
+  request.parameters.push_back({.elements = 65535});
+  request.parameters.push_back({.elements = 65536});
+  request.placement = Placement::kStreamed;
+  const std::vector<Placement> placements = make_plan(request, h200()).placements;
+  EXPECT_EQ(placements[placements.size() - 2], Placement::kHost);
+  EXPECT_EQ(placements.back(), Placement::kStreamed);
 }
 
 TEST(PlanChoice, ChoosesTheNextForwardWhenClippingFiresAtEveryStep) {
