@@ -1,6 +1,8 @@
 """Runs one case of offload.py in this process and prints one JSON object.
 
-Times are wall-clock around a synchronised iteration; warm-up steps are left out everywhere.
+Iterations follow each other without a wait in between, as in training: on a GPU, times are those
+between events at the beginnings of iterations on the stream of forward and backward, and the last
+iteration ends when everything that belongs to it has. Warm-up steps are left out everywhere.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import mmap
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ _MASTER_BYTES = {"auto": 2, "split": 2, "fp32": 4, "none": 0, "stochastic": 0}
 _STATE_BYTES = {"fp32": 8, "bf16": 4, "8bit": 2 + 8 / 128, "4bit": 1 + 8 / 128}
 _IMAGE_BYTES, _GRADIENT_BYTES = 2, 2
 _CAUSES = ("waiting_for_gradients", "updating", "returning", "exposed", "in_step")
+_COUNTERS = (
+    "gradient_norm",
+    "clip_factor",
+    "steps",
+    "skipped_steps",
+    "early_updates",
+    "dropped_updates",
+)
 
 
 def main() -> None:
@@ -42,10 +51,12 @@ def measure(job: dict[str, Any], case: Case, device: torch.device) -> dict[str, 
     """Everything that is reported about one case."""
     model = build(job["size"], device)
     batches = tokens(job["warm_up"] + job["steps"], job["batch"], job["seq"], device)
-    alone, _ = _time_forward_backward(model, batches, job["warm_up"], device)
+    accumulation = job["accumulation"]
+    alone, _ = _time_forward_backward(model, batches, job["warm_up"], device, accumulation)
     result: dict[str, Any] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": job["batch"] * job["seq"],
+        "accumulation": accumulation,
         "clip": case.clip,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "simulated",
         "forward_backward_ms": _summary(alone),
@@ -58,7 +69,7 @@ def measure(job: dict[str, Any], case: Case, device: torch.device) -> dict[str, 
     system = make_system(case, model, extra)
     _synchronize(device)
     result["construction_s"] = round(time.perf_counter() - begin, 3)
-    result |= _time_system(model, system, batches, job["warm_up"], device)
+    result |= _time_system(model, system, batches, job["warm_up"], device, accumulation)
     result["iteration_over_forward_backward"] = round(
         result["iteration_ms"]["median"] / result["forward_backward_ms"]["median"], 4
     )
@@ -70,10 +81,14 @@ def measure(job: dict[str, Any], case: Case, device: torch.device) -> dict[str, 
 
 
 def _time_forward_backward(
-    model: nn.Module, batches: list[tuple[Tensor, Tensor]], warm_up: int, device: torch.device
+    model: nn.Module,
+    batches: list[tuple[Tensor, Tensor]],
+    warm_up: int,
+    device: torch.device,
+    accumulation: int,
 ) -> tuple[list[float], list[float]]:
     hooks = free_gradients_in_hook(list(model.parameters()))
-    times = _time_steps(model, lambda: None, batches, warm_up, device)
+    times = _time_steps(model, System(lambda: None), batches, warm_up, device, accumulation)
     for hook in hooks:
         hook.remove()
     return times
@@ -85,46 +100,58 @@ def _time_system(
     batches: list[tuple[Tensor, Tensor]],
     warm_up: int,
     device: torch.device,
+    accumulation: int,
 ) -> dict[str, Any]:
-    causes: list[dict[str, Any]] = []
-    times, losses = _time_steps(
-        model, system.step, batches, warm_up, device, lambda: causes.append(system.stats()[1])
-    )
-    measured = [c for c in causes[warm_up:] if c]
+    times, losses = _time_steps(model, system, batches, warm_up, device, accumulation)
+    last = system.stats()[1]
     result: dict[str, Any] = {
         "iteration_ms": _summary(times),
         "losses": [round(loss, 5) for loss in losses],
     }
-    if measured:
-        result["last_step_s"] = {
-            name: round(statistics.median(c[name] for c in measured), 5) for name in _CAUSES
-        }
-        for name in ("gradient_norm", "clip_factor", "steps", "skipped_steps"):
-            result[name] = measured[-1][name]
+    if last:
+        result["last_step_s"] = {name: round(last[name], 5) for name in _CAUSES}
+        for name in _COUNTERS:
+            result[name] = last[name]
     return result
 
 
 def _time_steps(
     model: nn.Module,
-    step: Callable[[], None],
+    system: System,
     batches: list[tuple[Tensor, Tensor]],
     warm_up: int,
     device: torch.device,
-    after: Callable[[], None] = lambda: None,
+    accumulation: int,
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each step after the warm-up, and all losses. `after` runs outside the time."""
-    times, losses = [], []
+    """Seconds of each step after the warm-up, and all losses."""
+    begins, losses = [], []
+    _synchronize(device)
     for inputs, targets in batches:
-        _synchronize(device)
-        begin = time.perf_counter()
-        loss = loss_of(model, inputs, targets)
-        loss.backward()
-        step()
-        _synchronize(device)
-        times.append(time.perf_counter() - begin)
-        losses.append(float(loss.detach()))
-        after()
-    return times[warm_up:], losses
+        begins.append(_now(device))
+        for _ in range(accumulation):
+            loss = loss_of(model, inputs, targets) / accumulation
+            loss.backward()
+        losses.append(loss.detach() * accumulation)
+        system.step()
+    # What hides behind a next forward that does not come is not hidden.
+    system.synchronize()
+    _synchronize(device)
+    begins.append(_now(device))
+    _synchronize(device)
+    pairs = zip(begins[warm_up:], begins[warm_up + 1 :], strict=False)
+    return [_seconds(begin, end) for begin, end in pairs], [float(loss) for loss in losses]
+
+
+def _now(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(begin: Any, end: Any) -> float:
+    return end - begin if isinstance(begin, float) else begin.elapsed_time(end) * 1e-3
 
 
 def _host_memory(
@@ -139,13 +166,15 @@ def _host_memory(
     if not memory:
         return result
     options = case.options | extra
-    per_element = (
-        _IMAGE_BYTES
-        + _MASTER_BYTES[options.get("master", "auto")]
+    state = (
+        _MASTER_BYTES[options.get("master", "auto")]
         + _STATE_BYTES[options.get("state_format", "fp32")]
-        + _GRADIENT_BYTES
     )
-    expected = per_element * elements.get("host", 0)
+    # Updates that a step may still drop are made into second copies.
+    is_tentative = case.attach and options.get("skip_nonfinite", True)
+    copies = 2 if is_tentative and options.get("schedule", "auto") != "next_forward" else 1
+    expected = (_IMAGE_BYTES + state + _GRADIENT_BYTES) * elements.get("host", 0)
+    expected += copies * state * elements.get("streamed", 0)
     kinds = ("weights", "masters", "state", "gradients")
     held = sum(memory[f"host_{kind}"] for kind in kinds)
     return result | {

@@ -38,6 +38,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--size", choices=BENCHMARK_SIZES, help="2.7B; with --simulate tiny")
     parser.add_argument("--batch", type=int, help="sequences (8; with --simulate 1)")
     parser.add_argument("--seq", type=int, help="tokens per sequence (2048; with --simulate 32)")
+    parser.add_argument("--accumulation", type=int, default=1, help="backwards per step")
     parser.add_argument("--steps", type=int, default=6, help="measured steps")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
     parser.add_argument("--cases", help=f"comma-separated, of: {', '.join(CASES)}")

@@ -24,10 +24,20 @@ class Case:
     system: str  # "none", "outboard", "torch" or "torchao"
     clip: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
+    attach: bool = False
 
 
 def _outboard(clip: float = 0.0, **options: Any) -> Case:
     return Case("outboard", clip, options)
+
+
+def _hidden(clip: float = 0.0, **options: Any) -> Case:
+    """The model is attached; gradients are given away."""
+    return Case("outboard", clip, {"offload_gradients": True} | options, attach=True)
+
+
+def _streamed(clip: float = 0.0, **options: Any) -> Case:
+    return _hidden(clip, placement="streamed", **options)
 
 
 # bf16 state without a master is what torchao's optimizer keeps for a bf16 model.
@@ -49,6 +59,20 @@ CASES: dict[str, Case] = {
     "8bit-clip": _outboard(_USUAL, state_format="8bit"),
     "8bit": _outboard(state_format="8bit"),
     "4bit-clip": _outboard(_USUAL, state_format="4bit"),
+    "8bit-next": _hidden(_USUAL, state_format="8bit", schedule="next_forward"),
+    "8bit-streamed": _streamed(state_format="8bit", skip_nonfinite=False),
+    "8bit-streamed-clip": _streamed(_USUAL, state_format="8bit"),
+    "8bit-streamed-clip-fires": _streamed(_TINY, state_format="8bit"),
+    "8bit-streamed-next": _streamed(_USUAL, state_format="8bit", schedule="next_forward"),
+    "8bit-streamed-at-step": _streamed(_USUAL, state_format="8bit", schedule="at_step"),
+    "4bit-streamed-clip": _streamed(_USUAL, state_format="4bit"),
+    "fp32-next": _hidden(_USUAL, schedule="next_forward"),
+    "fp32-hidden": _hidden(skip_nonfinite=False),
+    "fp32-streamed": _streamed(skip_nonfinite=False),
+    "fp32-streamed-clip": _streamed(_USUAL),
+    "fp32-streamed-clip-fires": _streamed(_TINY),
+    "bf16-nomaster-hidden": _hidden(skip_nonfinite=False, **_TORCHAO_LIKE),
+    "bf16-nomaster-streamed": _streamed(skip_nonfinite=False, **_TORCHAO_LIKE),
     "torch-fused": Case("torch"),
     "torch-fused-clip": Case("torch", _USUAL),
     "torchao": Case("torchao"),
@@ -67,6 +91,10 @@ class System:
         self.step = step
         self._optimizer = optimizer
 
+    def synchronize(self) -> None:
+        if self._optimizer is not None:
+            self._optimizer.synchronize()
+
     def stats(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
         """Memory, the last step and elements by placement; empty for systems without figures."""
         if self._optimizer is None:
@@ -84,7 +112,7 @@ def make_system(case: Case, model: nn.Module, extra: dict[str, Any]) -> System:
     if case.system == "none":
         return _no_optimizer(parameters)
     if case.system == "outboard":
-        return _make_outboard(case, parameters, extra)
+        return _make_outboard(case, model, extra)
     optimizer = _make_peer(case, parameters)
 
     def step() -> None:
@@ -110,17 +138,20 @@ def _no_optimizer(parameters: list[nn.Parameter]) -> System:
     return System(lambda: None)
 
 
-def _make_outboard(case: Case, parameters: list[nn.Parameter], extra: dict[str, Any]) -> System:
+def _make_outboard(case: Case, model: nn.Module, extra: dict[str, Any]) -> System:
     import outboard
 
     optimizer = outboard.CPUOffloadOptimizer(
-        parameters,
+        model.parameters(),
         torch.optim.AdamW,
         max_grad_norm=case.clip or None,
         lr=LEARNING_RATE,
         weight_decay=WEIGHT_DECAY,
         **(case.options | extra),
     )
+
+    if case.attach:
+        optimizer.attach(model)
 
     def step() -> None:
         optimizer.step()

@@ -4,6 +4,9 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include <tuple>
+#include <utility>
+
 #include "cpu_kernels/targets.h"
 #include "offload/torch/tensor_engine.h"
 #include "outboard/error.h"
@@ -55,15 +58,39 @@ std::vector<FormatWish> wishes(const std::vector<std::string>& names,
   return result;
 }
 
+std::vector<Placement> placements_named(const std::vector<std::string>& names) {
+  std::vector<Placement> placements;
+  for (const std::string& name : names) {
+    if (name != "host" && name != "streamed" && name != "resident") {
+      fail(ErrorKind::kValue, "outboard", "placement is \"", name,
+           "\"; give \"host\", \"streamed\" or \"resident\"");
+    }
+    placements.push_back(name == "host"       ? Placement::kHost
+                         : name == "streamed" ? Placement::kStreamed
+                                              : Placement::kResident);
+  }
+  return placements;
+}
+
+Schedule schedule_named(const std::string& name) {
+  if (name == "at_step") return Schedule::kAtStep;
+  if (name == "next_forward") return Schedule::kNextForward;
+  if (name == "in_backward") return Schedule::kInBackward;
+  fail(ErrorKind::kValue, "outboard", "schedule is \"", name,
+       "\"; give \"at_step\", \"next_forward\" or \"in_backward\"");
+}
+
 class TensorEngineHolder : public torch::CustomClassHolder {
  public:
   TensorEngineHolder(bool offload_gradients, bool skip_nonfinite, int64_t threads, bool pin_memory,
-                     int64_t seed, int64_t chunk_elements, const std::vector<int64_t>& simulate) {
+                     int64_t seed, int64_t chunk_elements, bool poison_in_flight,
+                     const std::vector<int64_t>& simulate) {
     EngineOptions options{.offload_gradients = offload_gradients,
                           .skip_nonfinite = skip_nonfinite,
                           .threads = static_cast<int>(threads),
                           .pin_memory = pin_memory,
-                          .seed = static_cast<uint64_t>(seed)};
+                          .seed = static_cast<uint64_t>(seed),
+                          .poison_in_flight = poison_in_flight};
     if (chunk_elements > 0) options.chunk_elements = static_cast<size_t>(chunk_elements);
     std::optional<SimulatedDeviceOptions> simulated;
     if (!simulate.empty()) {
@@ -77,7 +104,7 @@ class TensorEngineHolder : public torch::CustomClassHolder {
   }
 
   int64_t add_parameters(std::vector<at::Tensor> tensors, std::vector<std::string> names,
-                         const c10::List<bool>& resident, std::string rule,
+                         const std::vector<std::string>& placements, std::string rule,
                          std::vector<double> hyper, const std::vector<std::string>& state_formats,
                          const std::vector<int64_t>& block_sizes, int64_t min_quantized_elements,
                          std::string master) {
@@ -85,7 +112,7 @@ class TensorEngineHolder : public torch::CustomClassHolder {
       return static_cast<int64_t>(engine_->add_parameters(
           {.tensors = std::move(tensors),
            .names = std::move(names),
-           .is_resident = {resident.begin(), resident.end()},
+           .placements = placements_named(placements),
            .rule = std::move(rule),
            .hyper = std::move(hyper),
            .state_formats = wishes(state_formats, block_sizes),
@@ -130,6 +157,49 @@ class TensorEngineHolder : public torch::CustomClassHolder {
   }
   void discard_gradients() {
     translated([&] { engine_->discard_gradients(); });
+  }
+  void wait_weights(const std::vector<int64_t>& parameters) {
+    const std::vector<size_t> indices(parameters.begin(), parameters.end());
+    translated([&] { engine_->wait_weights(indices); });
+  }
+  bool is_updating() const { return engine_->is_updating(); }
+  void set_use_order(const std::vector<int64_t>& parameters) {
+    const std::vector<size_t> indices(parameters.begin(), parameters.end());
+    translated([&] { engine_->set_use_order(indices); });
+  }
+  void set_schedule(const std::string& name) {
+    translated([&] { engine_->set_schedule(schedule_named(name)); });
+  }
+  void announce_step(std::vector<std::vector<double>> hyper, const std::vector<int64_t>& group_of,
+                     double max_grad_norm) {
+    translated([&] {
+      engine_->announce_step(std::move(hyper), {group_of.begin(), group_of.end()}, max_grad_norm);
+    });
+  }
+  void set_accumulation_steps(int64_t backwards) {
+    engine_->set_accumulation_steps(static_cast<int>(backwards));
+  }
+  void start_trace() {
+    translated([&] { engine_->start_trace(); });
+  }
+  void stop_trace() {
+    translated([&] { spans_ = engine_->stop_trace(); });
+  }
+  // Lanes, names, begins, ends, bytes of what stop_trace() has found.
+  std::tuple<std::vector<std::string>, std::vector<std::string>, std::vector<double>,
+             std::vector<double>, std::vector<int64_t>>
+  take_trace() {
+    std::tuple<std::vector<std::string>, std::vector<std::string>, std::vector<double>,
+               std::vector<double>, std::vector<int64_t>>
+        lists;
+    for (TraceSpan& span : std::exchange(spans_, {})) {
+      std::get<0>(lists).push_back(std::move(span.lane));
+      std::get<1>(lists).push_back(std::move(span.name));
+      std::get<2>(lists).push_back(span.begin);
+      std::get<3>(lists).push_back(span.end);
+      std::get<4>(lists).push_back(static_cast<int64_t>(span.bytes));
+    }
+    return lists;
   }
   void set_accumulating(bool is_accumulating) { engine_->set_accumulating(is_accumulating); }
   void synchronize() {
@@ -190,6 +260,8 @@ class TensorEngineHolder : public torch::CustomClassHolder {
       add("clip_factor", step.clip_factor);
       add("steps", step.steps);
       add("skipped_steps", step.skipped_steps);
+      add("early_updates", step.early_updates);
+      add("dropped_updates", step.dropped_updates);
       add("resent_gradients", step.resent_gradients);
       return dict;
     });
@@ -197,6 +269,7 @@ class TensorEngineHolder : public torch::CustomClassHolder {
 
  private:
   std::unique_ptr<TensorEngine> engine_;
+  std::vector<TraceSpan> spans_;
 };
 
 std::vector<std::string> rules() {
@@ -255,7 +328,8 @@ c10::Dict<std::string, std::string> build_info() {
 TORCH_LIBRARY(outboard, m) {
   using Holder = outboard::TensorEngineHolder;
   m.class_<Holder>("TensorEngine")
-      .def(torch::init<bool, bool, int64_t, bool, int64_t, int64_t, const std::vector<int64_t>&>())
+      .def(torch::init<bool, bool, int64_t, bool, int64_t, int64_t, bool,
+                       const std::vector<int64_t>&>())
       .def("add_parameters", &Holder::add_parameters)
       .def("begin_step", &Holder::begin_step)
       .def("finish_step", &Holder::finish_step)
@@ -266,6 +340,15 @@ TORCH_LIBRARY(outboard, m) {
       .def("return_weight", &Holder::return_weight)
       .def("gradient_norm", &Holder::gradient_norm)
       .def("discard_gradients", &Holder::discard_gradients)
+      .def("wait_weights", &Holder::wait_weights)
+      .def("is_updating", &Holder::is_updating)
+      .def("set_use_order", &Holder::set_use_order)
+      .def("set_schedule", &Holder::set_schedule)
+      .def("announce_step", &Holder::announce_step)
+      .def("set_accumulation_steps", &Holder::set_accumulation_steps)
+      .def("start_trace", &Holder::start_trace)
+      .def("stop_trace", &Holder::stop_trace)
+      .def("take_trace", &Holder::take_trace)
       .def("set_accumulating", &Holder::set_accumulating)
       .def("synchronize", &Holder::synchronize)
       .def("refresh_hooks", &Holder::refresh_hooks)

@@ -27,6 +27,12 @@ EngineOptions engine_options(const CPUOffloadOptions& given) {
     fail(ErrorKind::kValue, kWho, "block_size is ", given.block_size,
          ", min_quantized_elements is ", given.min_quantized_elements, "; give at least 0");
   }
+  if (given.placement == Placement::kResident || given.min_stream_elements < 0) {
+    fail(ErrorKind::kValue, kWho, "placement is kResident or min_stream_elements is ",
+         given.min_stream_elements,
+         "; give kHost or kStreamed, and at least 0: parameters are kept "
+         "resident by name or size, or all of them by LowBitOptimizer");
+  }
   if (given.threads < 0 || given.min_offload_elements < 0 || given.chunk_elements == 0) {
     fail(ErrorKind::kValue, kWho, "threads is ", given.threads, ", min_offload_elements is ",
          given.min_offload_elements, ", chunk_elements is ", given.chunk_elements,
@@ -38,6 +44,7 @@ EngineOptions engine_options(const CPUOffloadOptions& given) {
   }
   return {.offload_gradients = given.offload_gradients,
           .skip_nonfinite = given.skip_nonfinite,
+          .schedule = given.schedule,
           .threads = given.threads,
           .pin_memory = given.pin_memory,
           .seed = given.seed,
@@ -100,7 +107,7 @@ void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerPara
   check_group(group);
   TensorGroup added{.tensors = group.params(),
                     .names = {},
-                    .is_resident = {},
+                    .placements = {},
                     .rule = rule ? std::string(rule_info(*rule).name) : std::string(),
                     .hyper = rule ? hyper_of(group.options()) : std::vector<double>(),
                     .state_formats = {},
@@ -112,7 +119,12 @@ void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerPara
         options.resident, [&](const at::Tensor& wish) { return wish.is_same(tensor); });
     added.names.push_back(name_of(tensor, group_sizes.size(), i));
     added.state_formats.push_back(format_of(added.names.back()));
-    added.is_resident.push_back(is_wanted || tensor.numel() < options.min_offload_elements);
+    const bool is_resident = is_wanted || tensor.numel() < options.min_offload_elements;
+    const bool is_streamed = options.placement == Placement::kStreamed && rule &&
+                             tensor.numel() >= options.min_stream_elements;
+    added.placements.push_back(is_resident   ? Placement::kResident
+                               : is_streamed ? Placement::kStreamed
+                                             : Placement::kHost);
   }
   const size_t first = engine.add_parameters(added);
   if (generic) generic->add(first, group);
@@ -238,7 +250,21 @@ torch::Tensor CPUOffloadOptimizer::step(LossClosure closure) {
   return loss;
 }
 
+void CPUOffloadOptimizer::before_forward(const std::vector<torch::Tensor>& parameters) {
+  const std::vector<uint32_t> group_of = impl_->update_groups(param_groups_);
+  impl_->engine.announce_step(impl_->hyper_of_groups(param_groups_), group_of, impl_->max_norm());
+  wait(parameters);
+}
+
+void CPUOffloadOptimizer::wait(const std::vector<torch::Tensor>& parameters) {
+  std::vector<size_t> indices;
+  for (const torch::Tensor& tensor : parameters) indices.push_back(impl_->index_of(tensor));
+  impl_->engine.wait_weights(indices);
+}
+
 void CPUOffloadOptimizer::zero_grad(bool set_to_none) {
+  // Gradients that are kept are written to; updates on the device may still read them.
+  if (!set_to_none) impl_->engine.wait_weights({});
   impl_->engine.discard_gradients();
   impl_->clip_once = 0;
   Optimizer::zero_grad(set_to_none);

@@ -105,7 +105,11 @@ ParameterSpec TensorEngine::spec_of(const TensorGroup& group, size_t i) const {
   spec.memory = on_device ? Memory::kDevice : Memory::kHost;
   spec.type = dtype_of(tensor.scalar_type(), name);
   spec.elements = static_cast<size_t>(tensor.numel());
-  spec.placement = group.is_resident[i] && on_device ? Placement::kResident : Placement::kHost;
+  spec.placement = on_device ? group.placements.at(i) : Placement::kHost;
+  if (group.rule.empty() && spec.placement == Placement::kStreamed) {
+    fail(ErrorKind::kValue, kWho, "parameter ", name,
+         " cannot be streamed: its optimizer class has no native rule; use the placement \"host\"");
+  }
   spec.master_format = master_named(group.master, spec.type, !group.rule.empty(), name);
   if (!group.rule.empty()) {
     const RuleInfo& rule = rule_named(group.rule);
@@ -129,7 +133,8 @@ size_t TensorEngine::add_parameters(const TensorGroup& group) {
     slots_.push_back({.tensor = tensor,
                       .name = group.names[i],
                       .weight = tensor.data_ptr(),
-                      .weight_version = tensor._version()});
+                      .weight_version = tensor._version(),
+                      .is_streamed = placement(first + i) == "streamed"});
   }
   refresh_hooks();
   return first;
@@ -139,7 +144,7 @@ void TensorEngine::refresh_hooks() {
   for (size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     const bool needs_hook = is_offloaded(slot) && slot.tensor.requires_grad() && !slot.hook;
-    if (needs_hook && placement(i) == "host") slot.hook = Hook::install(this, i, slot.tensor);
+    if (needs_hook && placement(i) != "resident") slot.hook = Hook::install(this, i, slot.tensor);
   }
 }
 
@@ -149,14 +154,20 @@ void TensorEngine::on_gradient(size_t parameter) {
   try {
     Slot& slot = slots_[parameter];
     const at::Tensor& gradient = slot.tensor.grad();
-    if (!gradient.defined() || (is_accumulating_ && !options_.offload_gradients)) return;
-    send(parameter, gradient);
-    // The engine holds the gradient until its copy is done; nobody else needs it.
-    if (options_.offload_gradients) slot.tensor.mutable_grad().reset();
+    if (!gradient.defined() || !is_last_backward(slot)) return;
+    send(parameter, gradient, false);
+    // The engine holds the gradient until it was read; nobody else needs it.
+    if (engine_->owns_gradient(parameter)) slot.tensor.mutable_grad().reset();
   } catch (...) {
     const std::lock_guard lock(hook_mutex_);
     if (!hook_failure_) hook_failure_ = std::current_exception();
   }
+}
+
+bool TensorEngine::is_last_backward(Slot& slot) const {
+  // What the host adds up is sent each time; what autograd adds up, only when it is whole.
+  if (options_.offload_gradients && !slot.is_streamed) return true;
+  return ++slot.backwards >= accumulation_steps_ && !is_accumulating_;
 }
 
 void TensorEngine::rethrow_hook_failure() {
@@ -189,14 +200,17 @@ at::Tensor TensorEngine::same_order(const Slot& slot, const at::Tensor& gradient
   return at::empty_like(slot.tensor).copy_(gradient.detach());
 }
 
-void TensorEngine::send(size_t parameter, const at::Tensor& gradient) {
+void TensorEngine::send(size_t parameter, const at::Tensor& gradient, bool is_revision) {
   Slot& slot = slots_[parameter];
   check_gradient(slot, gradient);
   at::Tensor source = same_order(slot, gradient);
   const void* data = source.data_ptr();
-  engine_->gradient_ready(parameter, {data, std::make_shared<at::Tensor>(std::move(source))},
-                          stream());
-  if (options_.offload_gradients && slot.hook) return;
+  engine_->gradient_ready(
+      parameter, {data, std::make_shared<at::Tensor>(std::move(source)), is_revision}, stream());
+  if (engine_->owns_gradient(parameter)) {
+    slot.sent_gradient.reset();
+    return;
+  }
   slot.sent_gradient = gradient;
   slot.sent_version = gradient._version();
 }
@@ -209,26 +223,28 @@ void TensorEngine::send_pending(bool looks_at_values) {
   for (size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     const at::Tensor& gradient = slot.tensor.grad();
-    const bool is_offload = options_.offload_gradients && slot.hook != nullptr;
     if (!gradient.defined()) {
-      if (!is_offload && engine_->has_gradient(i)) engine_->forget_gradient(i);
+      if (engine_->has_gradient(i) && !engine_->owns_gradient(i)) engine_->forget_gradient(i);
       continue;
     }
     const bool is_sent = slot.sent_gradient.is_same(gradient) &&
                          slot.sent_version == gradient._version() && engine_->has_gradient(i);
     if (is_sent) {
-      if (slot.hook != nullptr) kept.push_back(same_order(slot, gradient));
-      if (slot.hook != nullptr) sent.push_back({i, kept.back().data_ptr()});
+      // Gradients that were given away are nobody's to edit, also where they still lie in .grad.
+      if (slot.hook == nullptr || options_.offload_gradients) continue;
+      kept.push_back(same_order(slot, gradient));
+      sent.push_back({i, kept.back().data_ptr()});
       continue;
     }
-    if (engine_->has_gradient(i) && slot.hook != nullptr) ++resent_gradients_;
-    send(i, gradient);
-    if (is_offload) slot.tensor.mutable_grad().reset();
+    const bool is_revision = engine_->has_gradient(i) && !engine_->owns_gradient(i);
+    if (is_revision && slot.hook != nullptr) ++resent_gradients_;
+    send(i, gradient, is_revision);
+    if (engine_->owns_gradient(i)) slot.tensor.mutable_grad().reset();
   }
   if (!looks_at_values) return;
   for (const size_t i : engine_->changed_gradients(sent, stream())) {
     ++resent_gradients_;
-    send(i, slots_[i].tensor.grad());
+    send(i, slots_[i].tensor.grad(), true);
   }
 }
 
@@ -278,12 +294,17 @@ bool TensorEngine::begin_step(std::vector<std::vector<double>> hyper,
 
 void TensorEngine::finish_step() {
   const std::vector<size_t> updated = engine_->active_parameters();
-  for (Slot& slot : slots_) slot.sent_gradient.reset();
+  for (Slot& slot : slots_) {
+    slot.sent_gradient.reset();
+    slot.backwards = 0;
+  }
   engine_->finish_step(stream());
   for (const size_t i : updated) {
     // As torch's own optimizers do: a backward through values saved before the step then fails
     // loudly.
     Slot& slot = slots_[i];
+    // The engine holds what is still being read.
+    if (slot.is_streamed && options_.offload_gradients) slot.tensor.mutable_grad().reset();
     if (!slot.tensor.is_inference()) torch::autograd::impl::bump_version(slot.tensor);
     slot.weight_version = slot.tensor._version();
   }
@@ -299,8 +320,47 @@ double TensorEngine::gradient_norm(const at::Tensor& grad_scale) {
       {.loss_scale = scale.loss_scale(), .scalars_memory = scale.memory()}, stream());
 }
 
+void TensorEngine::wait_weights(std::span<const size_t> parameters) {
+  if (!is_updating()) return;
+  std::vector<size_t> all;
+  if (parameters.empty()) {
+    for (size_t i = 0; i < slots_.size(); ++i) all.push_back(i);
+    parameters = all;
+  }
+  engine_->wait_weights(parameters, stream());
+}
+
+void TensorEngine::set_use_order(std::span<const size_t> parameters) {
+  if (engine_) engine_->set_use_order(parameters);
+}
+
+void TensorEngine::set_schedule(Schedule schedule) {
+  options_.schedule = schedule;
+  if (engine_) engine_->set_schedule(schedule);
+}
+
+void TensorEngine::announce_step(std::vector<std::vector<double>> hyper,
+                                 std::vector<uint32_t> group_of, double max_gradient_norm) {
+  if (!engine_) return;
+  engine_->announce_step({.hyper = std::move(hyper),
+                          .group_of = std::move(group_of),
+                          .max_gradient_norm = max_gradient_norm},
+                         stream());
+}
+
+void TensorEngine::start_trace() {
+  if (engine_) engine_->start_trace(stream());
+}
+
+std::vector<TraceSpan> TensorEngine::stop_trace() {
+  return engine_ ? engine_->stop_trace() : std::vector<TraceSpan>{};
+}
+
 void TensorEngine::discard_gradients() {
-  for (Slot& slot : slots_) slot.sent_gradient.reset();
+  for (Slot& slot : slots_) {
+    slot.sent_gradient.reset();
+    slot.backwards = 0;
+  }
   if (engine_) engine_->forget_gradients();
 }
 
@@ -337,6 +397,7 @@ void TensorEngine::return_weight(size_t parameter) {
 std::string TensorEngine::placement(size_t parameter) const {
   const ParameterSpec& spec = *engine_->view(parameter).spec;
   if (spec.memory == Memory::kHost) return "cpu";
+  if (spec.placement == Placement::kStreamed) return "streamed";
   return spec.placement == Placement::kResident ? "resident" : "host";
 }
 

@@ -6,10 +6,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,10 +28,10 @@ enum class StateLayout { kDecoded, kExact };
 struct TensorGroup {
   std::vector<at::Tensor> tensors =
       {};  ///< leaves, dense without overlap, all CUDA tensors on one device
-  std::vector<std::string> names = {};  ///< for messages; one each
-  std::vector<bool> is_resident = {};   ///< keep state beside the weight on the device; one each
-  std::string rule = {};                ///< a catalogue name; empty: the caller computes the update
-  std::vector<double> hyper = {};       ///< in catalogue order
+  std::vector<std::string> names = {};     ///< for messages; one each
+  std::vector<Placement> placements = {};  ///< one each; CPU tensors are updated in place
+  std::string rule = {};           ///< a catalogue name; empty: the caller computes the update
+  std::vector<double> hyper = {};  ///< in catalogue order
   std::vector<FormatWish> state_formats = {};  ///< one each
   size_t min_quantized_elements = 0;  ///< below it, fp32 takes the place of formats with blocks
   std::string master = "auto";  ///< "auto", "split", "fp32", "none" (stochastic rounding for bf16)
@@ -61,6 +63,17 @@ class TensorEngine {
   void finish_step();
   [[nodiscard]] std::vector<size_t> active_parameters() const;
 
+  /// See Engine: what a forward and whoever reads weights call where the schedule is not kAtStep.
+  /// `parameters` empty: all.
+  void wait_weights(std::span<const size_t> parameters);
+  [[nodiscard]] bool is_updating() const { return engine_ != nullptr && engine_->is_updating(); }
+  void set_use_order(std::span<const size_t> parameters);
+  void set_schedule(Schedule schedule);
+  void announce_step(std::vector<std::vector<double>> hyper, std::vector<uint32_t> group_of,
+                     double max_gradient_norm);
+  void start_trace();
+  [[nodiscard]] std::vector<TraceSpan> stop_trace();
+
   /// For parameters without a rule. The gradient is an fp32 copy, unscaled and clipped; blocks
   /// until it arrived. The weight is a live fp32 view of the master. Both have the parameter's
   /// shape and lie in host memory.
@@ -76,6 +89,8 @@ class TensorEngine {
   void discard_gradients();
   /// While true, backwards without offload_gradients send nothing: they are not the last ones.
   void set_accumulating(bool is_accumulating) { is_accumulating_ = is_accumulating; }
+  /// Every step has this many backwards: the same without saying it each time. 0: not known.
+  void set_accumulation_steps(int backwards) { accumulation_steps_ = backwards; }
   void synchronize();
   /// Installs hooks on parameters that require gradients only now.
   void refresh_hooks();
@@ -96,7 +111,7 @@ class TensorEngine {
   /// The formats of a parameter's states: "fp32", or "sym8/128, root8/128".
   [[nodiscard]] std::string state_format(size_t parameter) const;
 
-  /// "host", "resident" or "cpu".
+  /// "host", "streamed", "resident" or "cpu".
   [[nodiscard]] std::string placement(size_t parameter) const;
   /// "weight", "split", "fp32" or "none".
   [[nodiscard]] std::string master_format(size_t parameter) const;
@@ -116,12 +131,15 @@ class TensorEngine {
     int64_t weight_version = -1;    // and its version then
     at::Tensor sent_gradient = {};  // the gradient that was sent last for the step to come
     int64_t sent_version = -1;
+    bool is_streamed = false;
+    int backwards = 0;  // since the last step
   };
 
   void start_engine(const TensorGroup& group);
   [[nodiscard]] ParameterSpec spec_of(const TensorGroup& group, size_t i) const;
   void on_gradient(size_t parameter);
-  void send(size_t parameter, const at::Tensor& gradient);
+  void send(size_t parameter, const at::Tensor& gradient, bool is_revision);
+  [[nodiscard]] bool is_last_backward(Slot& slot) const;
   void send_pending(bool looks_at_values);
   [[nodiscard]] static at::Tensor same_order(const Slot& slot, const at::Tensor& gradient);
   void check_gradient(const Slot& slot, const at::Tensor& gradient) const;
@@ -144,6 +162,7 @@ class TensorEngine {
   std::shared_ptr<Engine> engine_;    // views of state keep it alive
   std::vector<Slot> slots_;
   std::atomic<bool> is_accumulating_ = false;
+  std::atomic<int> accumulation_steps_ = 0;
   int64_t resent_gradients_ = 0;
   mutable std::mutex hook_mutex_;
   std::exception_ptr hook_failure_;

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +27,11 @@ from ._state_dicts import StateDicts
 from .generic import GenericPath
 from .hyper import WHO
 from .stats import Stats
+from .trace_recorder import TraceRecorder
+
+
+if TYPE_CHECKING:
+    from ._attach import Attachment
 
 
 class EngineOptimizer(StateDicts):
@@ -46,6 +52,8 @@ class EngineOptimizer(StateDicts):
         self._shows_exact = False
         self._clip_once: float | None = None
         self._accumulating = 0
+        self._attachment: Attachment | None = None
+        self._schedule = ("at_step", "no model is attached")
         self._is_built = False
         super().__init__(params, copy.copy(self._base.defaults))
         if not self._registry.parameters:
@@ -89,7 +97,7 @@ class EngineOptimizer(StateDicts):
         first = self._engine.add_parameters(
             parameters,
             list(names),
-            [self._options.is_resident(p, n) for p, n in named],
+            [self._options.placement_of(p, n, bool(rule)) for p, n in named],
             rule,
             self._values(group, rule),
             [wish.name for wish in formats],
@@ -137,6 +145,8 @@ class EngineOptimizer(StateDicts):
                 self._engine.finish_step()
             self._clip_once = None
             self._mark_stale()
+            if self._attachment is not None:
+                self._attachment.step_taken()
         self._warn()
         return loss
 
@@ -156,6 +166,8 @@ class EngineOptimizer(StateDicts):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; also forgets gradients that have been copied but not used."""
         self._scaler.take_back()
+        if not set_to_none:
+            self._engine.wait_weights([])  # updates on the device may still read the gradients
         self._engine.discard_gradients()
         self._clip_once = None
         super().zero_grad(set_to_none)
@@ -239,7 +251,7 @@ class EngineOptimizer(StateDicts):
         return [
             p
             for i, p in enumerate(self._registry.parameters)
-            if self._engine.placement(i) == "host"
+            if self._engine.placement(i) in ("host", "streamed")
         ]
 
     # ---- Reports --------------------------------------------------------------------------------
@@ -250,7 +262,15 @@ class EngineOptimizer(StateDicts):
         for index, parameter in enumerate(self._registry.parameters):
             place = self._engine.placement(index)
             elements[place] = elements.get(place, 0) + parameter.numel()
-        return Stats.from_flat(self._engine.stats(), elements)
+        return Stats.from_flat(self._engine.stats(), elements, *self._schedule)
+
+    def trace(self, path: str | os.PathLike, steps: int = 3) -> TraceRecorder:
+        """Records the next `steps` steps and writes a Chrome/Perfetto trace to `path`.
+
+        Use it alone or in a `with`; the result's `steps` then holds each step's breakdown. The
+        command `outboard timeline` draws the file. Waits for the device before and after.
+        """
+        return TraceRecorder(self, self._engine, path, steps)
 
     def __repr__(self) -> str:
         places = ", ".join(

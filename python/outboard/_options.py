@@ -12,6 +12,9 @@ import torch
 from . import _formats
 from .hyper import WHO
 
+PLACEMENTS = ("auto", "host", "streamed", "resident")
+SCHEDULES = ("auto", "at_step", "next_forward", "in_backward")
+LEAST_STREAMED_ELEMENTS = 65536  # below it, five copies each way take longer than their bytes
 MASTERS = ("auto", "split", "fp32", "stochastic", "none")
 DEFAULT_CHUNK_ELEMENTS = 16 << 20
 
@@ -61,9 +64,9 @@ class EngineOptions:
         """A native engine with these options and no parameters."""
         return self._make_engine(False, True, DEFAULT_CHUNK_ELEMENTS)
 
-    def is_resident(self, parameter: torch.Tensor, name: str) -> bool:
-        """Whether the state of a parameter on a device stays there."""
-        return True
+    def placement_of(self, parameter: torch.Tensor, name: str, is_native: bool) -> str:
+        """Where the state of a parameter on a device is: "host", "streamed" or "resident"."""
+        return "resident"
 
     def format_of(
         self, parameter: torch.Tensor, name: str, group: Mapping[str, Any]
@@ -85,7 +88,13 @@ class EngineOptions:
         """Raises TypeError or ValueError for what is no format."""
         return _formats.checked(name, block_size)
 
-    def _make_engine(self, offload_gradients: bool, pin_memory: bool, chunk_elements: int) -> Any:
+    def _make_engine(
+        self,
+        offload_gradients: bool,
+        pin_memory: bool,
+        chunk_elements: int,
+        poison_in_flight: bool = False,
+    ) -> Any:
         return torch.classes.outboard.TensorEngine(
             offload_gradients,
             self.skip_nonfinite,
@@ -93,6 +102,7 @@ class EngineOptions:
             pin_memory,
             self.seed,
             chunk_elements,
+            poison_in_flight,
             [int(value) for value in self.simulate or ()],
         )
 
@@ -128,14 +138,24 @@ class OffloadOptions(EngineOptions):
     min_offload_elements: int = 4096
     pin_memory: bool = True
     resident: Sequence[Any] = field(default=())
+    placement: str | Mapping[Any, str] = "auto"
+    schedule: str = "auto"
+    accumulation_steps: int | None = None
     chunk_elements: int | None = None
+    poison_in_flight: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("offload_gradients", "pin_memory"):
+        for name in ("offload_gradients", "pin_memory", "poison_in_flight"):
             self._check_flag(name)
         self._check_integer("min_offload_elements", 0, False)
         self._check_integer("chunk_elements", 1, True)
+        self._check_integer("accumulation_steps", 1, True)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"[{WHO}] schedule is {self.schedule!r}; give one of {list(SCHEDULES)}"
+            )
+        object.__setattr__(self, "placement_wishes", _checked_placements(self.placement))
         wanted = self.resident
         if isinstance(wanted, (str, torch.Tensor)):
             wanted = (wanted,)
@@ -148,20 +168,50 @@ class OffloadOptions(EngineOptions):
 
     def make_engine(self) -> Any:
         """A native engine with these options and no parameters."""
-        return self._make_engine(
-            self.offload_gradients, self.pin_memory, self.chunk_elements or DEFAULT_CHUNK_ELEMENTS
+        engine = self._make_engine(
+            self.offload_gradients,
+            self.pin_memory,
+            self.chunk_elements or DEFAULT_CHUNK_ELEMENTS,
+            self.poison_in_flight,
         )
+        engine.set_accumulation_steps(self.accumulation_steps or 0)
+        return engine
 
-    def is_resident(self, parameter: torch.Tensor, name: str) -> bool:
-        """Whether the state of a parameter on a device stays there."""
-        return parameter.numel() < self.min_offload_elements or any(
-            _formats.fits(wish, parameter, name) for wish in self.resident
-        )
+    def placement_of(self, parameter: torch.Tensor, name: str, is_native: bool) -> str:
+        """Where the state of a parameter on a device is: "host", "streamed" or "resident"."""
+        elements = parameter.numel()
+        if any(_formats.fits(wish, parameter, name) for wish in self.resident):
+            return "resident"
+        for wish, place in self.placement_wishes:
+            if wish is not None and _formats.fits(wish, parameter, name):
+                return place
+        if elements < self.min_offload_elements:
+            return "resident"
+        usual = next((place for wish, place in self.placement_wishes if wish is None), "auto")
+        if usual == "streamed" and elements >= LEAST_STREAMED_ELEMENTS and is_native:
+            return "streamed"
+        return "host" if usual in ("auto", "streamed") else usual
 
     def check_wishes(self, named: list[tuple[torch.Tensor, str]]) -> None:
         """Raises ValueError if something that names parameters fits none."""
         super().check_wishes(named)
         _formats.check_all_fit("resident", self.resident, named)
+        wishes = [wish for wish, _ in self.placement_wishes if wish is not None]
+        _formats.check_all_fit("placement", wishes, named)
+
+
+def _checked_placements(placement: Any) -> list[tuple[Any, str]]:
+    """Pairs of what is meant (None: every other parameter) and where it goes."""
+    wishes = placement.items() if isinstance(placement, Mapping) else [(None, placement)]
+    for wish, place in wishes:
+        known = PLACEMENTS if wish is None else PLACEMENTS[1:]
+        if place not in known:
+            raise ValueError(f"[{WHO}] placement is {place!r}; give one of {list(known)}")
+        if wish is not None and not isinstance(wish, (str, torch.Tensor)):
+            raise TypeError(
+                f"[{WHO}] placement holds {wish!r}; give parameters, names or name patterns"
+            )
+    return list(wishes)
 
 
 def check_master(master: str) -> None:

@@ -5,21 +5,27 @@ Its options and what they mean; the rest is in _engine_optimizer.py.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import Any
 
 import torch
 
+from ._attach import Attachment
 from ._base_class import BaseClass
 from ._engine_optimizer import EngineOptimizer
 from ._options import OffloadOptions
+from .hyper import WHO
 
 
 class CPUOffloadOptimizer(EngineOptimizer):
     """Trains CUDA parameters with master weights and optimizer state in host memory.
 
-    Gradients are copied to the host while backward runs; step() updates them there chunk by chunk
-    and returns once the last weight copy is enqueued: the current CUDA stream waits for it, the
-    device is not synchronised. Parameters on the CPU are updated in place. Not thread safe.
+    Gradients are copied to the host while backward runs and updates are made there chunk by chunk,
+    or state passes through the device ("streamed"). Without more, step() returns once the last
+    weight copy is enqueued: the current CUDA stream waits for it, the device is not synchronised.
+    After attach(model), updates hide behind the next forward and behind backward, with the same
+    results. Parameters on the CPU are updated in place. Not thread safe.
 
     Arguments:
         params: as any torch optimizer takes them, names included.
@@ -41,9 +47,17 @@ class CPUOffloadOptimizer(EngineOptimizer):
         threads: compute threads of the host update; None chooses.
         pin_memory: register transfer memory with CUDA.
         seed: of stochastic rounding.
+        placement: "host" (the CPU updates), "streamed" (the GPU does; state passes through it,
+            gradients stay there and are added up by autograd) or "auto"; or {name pattern or
+            parameter: "host", "streamed" or "resident"}. Streamed parameters have 65536 elements at
+            least; smaller ones go to the host.
+        schedule: "at_step", "next_forward", "in_backward" (both need attach) or "auto".
+        accumulation_steps: backwards per step, if it is always the same: gradients are sent with
+            the last. accumulate() says it each time, and neither is needed.
         resident: parameters, names or name patterns (as in fnmatch) that stay resident.
         fused_amp: take grad_scale and found_inf from a GradScaler instead of being unscaled.
         chunk_elements: unit of pipeline work; None chooses.
+        poison_in_flight: for tests: weights that are on their way are NaN until they arrive.
         simulate: [seed, delay_us, poison] treats CPU parameters as if they were on a device.
 
     A group may have its own "master", "state_format" and "block_size". `foreach` and `fused` are
@@ -70,8 +84,12 @@ class CPUOffloadOptimizer(EngineOptimizer):
         pin_memory: bool = True,
         seed: int = 0,
         resident: Any = (),
+        placement: Any = "auto",
+        schedule: str = "auto",
+        accumulation_steps: int | None = None,
         fused_amp: bool = False,
         chunk_elements: int | None = None,
+        poison_in_flight: bool = False,
         simulate: Any = None,
         **base_options: Any,
     ):
@@ -79,3 +97,67 @@ class CPUOffloadOptimizer(EngineOptimizer):
         arguments = {"optimizer_class": optimizer_class, **own, **base_options}
         base = BaseClass(optimizer_class, base_options, OffloadOptions.names())
         super().__init__(params, base, OffloadOptions(**own), arguments)
+
+    # ---- Schedules ------------------------------------------------------------------------------
+
+    def attach(self, model: torch.nn.Module) -> None:
+        """Hides updates behind the model's next forward and backward, with the same results.
+
+        Every forward then waits for the weights that it is about to read, as it gets to them; so do
+        state_dict() of the model and steps of other optimizers over the same parameters. Whoever
+        reads weights in another way calls synchronize() first. step() only decides about the step.
+        `schedule` chooses between "next_forward" and "in_backward"; stats() says what was chosen,
+        and why. Raises ValueError if the model has none of the parameters or is attached already.
+        """
+        if self._attachment is not None:
+            raise ValueError(f"[{WHO}] a model is attached already; detach() first")
+        self._attachment = Attachment(model, self._registry, self._engine, self._announce)
+        self._schedule = self._choose_schedule()
+        self._engine.set_schedule(self._schedule[0])
+        logging.getLogger("outboard").info("schedule %s: %s", *self._schedule)
+
+    def detach(self) -> None:
+        """Undoes attach(). Blocks until every weight is current."""
+        if self._attachment is None:
+            return
+        self._attachment.detach()
+        self._attachment = None
+        self._schedule = ("at_step", "no model is attached")
+        self._engine.set_schedule("at_step")
+
+    def step(self, closure: Any = None) -> Any:
+        wanted = self._options.schedule
+        if self._attachment is None and wanted in ("next_forward", "in_backward"):
+            if not self._has_warned_of_schedule:
+                warnings.warn(
+                    f"[{WHO}] schedule is {wanted!r} and no model is attached, so updates are made "
+                    "at step(); call optimizer.attach(model)",
+                    stacklevel=3,
+                )
+            self._has_warned_of_schedule = True
+        return super().step(closure)
+
+    step.__doc__ = EngineOptimizer.step.__doc__
+    _has_warned_of_schedule = False
+
+    def _choose_schedule(self) -> tuple[str, str]:
+        options = self._options
+        if not self._base.is_native:
+            return "at_step", f"{self._base.name} has no native rule"
+        if options.schedule != "auto":
+            return options.schedule, "as given"
+        places = {self._engine.placement(i) for i in range(len(self._registry.parameters))}
+        if "streamed" in places:
+            return "in_backward", "updates of streamed parameters can begin as gradients appear"
+        needs_norm = options.skip_nonfinite or options.max_grad_norm is not None
+        if "host" in places and options.offload_gradients and not needs_norm:
+            return "in_backward", "no update has to wait for all gradients"
+        return "next_forward", "updates on the host need the norm, and hide behind the forward"
+
+    def _announce(self) -> None:
+        """What the coming step will be made with, as far as the groups say now."""
+        if self._schedule[0] == "at_step":
+            return
+        values = [self._values(group, self._base.rule_of(group)) for group in self.param_groups]
+        numbers = self._registry.group_numbers(self.param_groups)
+        self._engine.announce_step(values, numbers, self._max_norm())

@@ -39,12 +39,14 @@ class StepStats:
     waiting_for_gradients: float = 0.0
     updating: float = 0.0
     returning: float = 0.0
-    exposed: float = 0.0  # device time between the end of backward and the last weight's return
+    exposed: float = 0.0  # device time in which forward waited for weights
     in_step: float = 0.0  # host time inside step()
     gradient_norm: float = 0.0  # of the unscaled gradient; 0 when nothing asked for it
     clip_factor: float = 1.0
     steps: int = 0
     skipped_steps: int = 0
+    early_updates: int = 0  # parameters updated in backward, in all
+    dropped_updates: int = 0  # of these, how many were dropped and made again
     resent_gradients: int = 0
 
 
@@ -54,14 +56,18 @@ class Stats:
 
     memory: MemoryStats
     step: StepStats
-    elements: dict[str, int] = field(default_factory=dict)  # "host", "resident", "cpu"
+    elements: dict[str, int] = field(default_factory=dict)  # "host", "streamed", "resident", "cpu"
+    schedule: str = "at_step"
+    reason: str = ""  # why this schedule
 
     @classmethod
-    def from_flat(cls, flat: Mapping[str, float], elements: dict[str, int]) -> Stats:
+    def from_flat(
+        cls, flat: Mapping[str, float], elements: dict[str, int], schedule: str, reason: str
+    ) -> Stats:
         """Sorts the native library's flat values into their places."""
 
         def fill(part):
             kinds = {f.name: type(f.default) for f in fields(part)}
             return part(**{name: kind(flat[name]) for name, kind in kinds.items() if name in flat})
 
-        return cls(fill(MemoryStats), fill(StepStats), elements)
+        return cls(fill(MemoryStats), fill(StepStats), elements, schedule, reason)

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "outboard/device.h"
+#include "outboard/options.h"
 #include "outboard/stats.h"
 
 namespace outboard {
@@ -139,6 +140,14 @@ struct CPUOffloadOptions {
   uint64_t seed = 0;           ///< of stochastic rounding
   size_t chunk_elements = size_t{16} << 20;  ///< the unit of pipeline work
   std::vector<torch::Tensor> resident = {};  ///< parameters that stay resident whatever their size
+  /// Who updates the others: kHost the CPU; kStreamed the GPU, through which state passes from and
+  /// to host memory while gradients stay there (in the type and sums that autograd gives them, also
+  /// with offload_gradients).
+  Placement placement = Placement::kHost;
+  int64_t min_stream_elements = 65536;  ///< smaller parameters are updated on the host instead
+  /// When updates run, with the same results. Other than kAtStep: call before_forward() before each
+  /// forward and whenever else weights are read; or wait() for each part of the model on its own.
+  Schedule schedule = Schedule::kAtStep;
   /// Treats CPU parameters as if they lay on this fake device: the whole pipeline without a GPU.
   std::optional<SimulatedDeviceOptions> simulated_device = {};
 };
@@ -204,6 +213,13 @@ class CPUOffloadOptimizer : public torch::optim::Optimizer {
   /// Clips the coming step to `max_norm`; returns the gradients' global 2-norm before it. Blocks
   /// until they have arrived. The gradients themselves stay as they are.
   double clip_grad_norm_(double max_norm);
+  /// To be called before each forward of training: says what the coming step will be made with, so
+  /// that at kInBackward updates can begin when gradients appear, and makes the current stream wait
+  /// for `parameters` (empty: for all).
+  void before_forward(const std::vector<torch::Tensor>& parameters = {});
+  /// Makes the current stream wait until these weights (empty: all) are current. Blocks until the
+  /// copies it has to wait for are enqueued; cheap when there are none.
+  void wait(const std::vector<torch::Tensor>& parameters = {});
   /// Blocks until every weight on the device is current. Training never needs it.
   void synchronize();
   /// Bytes by kind, and the last step in seconds.
@@ -237,7 +253,7 @@ class CPUOffloadOptimizer : public torch::optim::Optimizer {
   /// blocks), with "step" and, where one is kept, "master". Empty before its first update. Waits
   /// for updates under way.
   [[nodiscard]] std::map<std::string, torch::Tensor> state_of(const torch::Tensor& parameter);
-  /// "host", "resident" or "cpu".
+  /// "host", "streamed", "resident" or "cpu".
   [[nodiscard]] std::string placement_of(const torch::Tensor& parameter) const;
 
   /// torch::save and torch::load. Copies everything in memory: save_checkpoint() does not.
