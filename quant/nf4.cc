@@ -8,19 +8,15 @@
 #include "hwy/highway.h"
 #include "quant/block_codec-inl.h"
 #include "quant/define_block_codec.h"
-#include "quant/table16-inl.h"
+#include "quant/nf4-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
 
 struct NF4Encoder {
-  FloatVec factor;
-  VectorLookup16 tree;
-  HWY_INLINE explicit NF4Encoder(float scale)
-      : factor(hn::Set(FloatTag(), exact::div(1.0f, scale))), tree(NF4::thresholds()) {}
-  HWY_INLINE BitsVec operator()(FloatVec value, BitsVec) const {
-    return tree.count_thresholds(hn::Mul(value, factor));
-  }
+  NF4Finder find;
+  HWY_INLINE explicit NF4Encoder(float scale) : find(exact::div(1.0f, scale)) {}
+  HWY_INLINE BitsVec operator()(FloatVec value, BitsVec) const { return find(value); }
 };
 
 struct NF4Decoder {

@@ -85,45 +85,56 @@ HWY_INLINE BitsVec widen_second(PackedWords low, PackedWords high) {
   return hn::BitCast(BitsTag(), hn::InterleaveUpper(PackedWordTag(), low, high));
 }
 
-/// A group of bf16 numbers.
-HWY_INLINE FloatGroup load_bf16_group(const uint16_t* codes) {
+/// Stores two vectors of halves of fp32 numbers: where the lower one is negative, the upper one
+/// grows by one.
+HWY_INLINE void store_halves(PackedWords lower, PackedWords upper, uint16_t* high, uint16_t* low) {
   const PackedWordTag d16;
-  const FloatTag df;
-  const auto zero = hn::Zero(d16);
-  const auto a = hn::LoadU(d16, codes);
-  const auto b = hn::LoadU(d16, codes + 2 * kLanes);
-  return {{hn::BitCast(df, widen_first(zero, a)), hn::BitCast(df, widen_second(zero, a)),
-           hn::BitCast(df, widen_first(zero, b)), hn::BitCast(df, widen_second(zero, b))}};
-}
-
-/// As quant::join_f32: the upper half is one less where the lower one is negative.
-HWY_INLINE FloatGroup load_joined_group(const uint16_t* high, const uint16_t* low) {
-  const PackedWordTag d16;
-  FloatGroup group;
-  for (size_t k = 0; k < 2; ++k) {
-    const auto lower = hn::LoadU(d16, low + k * 2 * kLanes);
-    const auto upper = hn::Sub(hn::LoadU(d16, high + k * 2 * kLanes), hn::ShiftRight<15>(lower));
-    group.at[2 * k] = hn::BitCast(FloatTag(), widen_first(lower, upper));
-    group.at[2 * k + 1] = hn::BitCast(FloatTag(), widen_second(lower, upper));
-  }
-  return group;
-}
-
-/// As quant::split_f32, for numbers none of which is NaN: two vectors of a group.
-HWY_INLINE void store_split_pair(FloatVec first, FloatVec second, uint16_t* high, uint16_t* low) {
-  const PackedByteTag d8;
-  const PackedWordTag d16;
-  const PackedPairTag d64;
-  alignas(16) static constexpr uint8_t kHalves[16] = {0, 1, 4, 5, 8,  9,  12, 13,
-                                                      2, 3, 6, 7, 10, 11, 14, 15};
-  const auto halves = hn::LoadDup128(d8, kHalves);
-  const auto a = hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, first), halves));
-  const auto b = hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, second), halves));
-  const auto lower = hn::BitCast(d16, hn::InterleaveLower(d64, a, b));
-  const auto upper = hn::BitCast(d16, hn::InterleaveUpper(d64, a, b));
   hn::StoreU(lower, d16, low);
   hn::StoreU(hn::Add(upper, hn::ShiftRight<15>(lower)), d16, high);
 }
+
+/// 16-bit numbers in memory from and to a group in pack order. PairOrder has the same functions.
+struct PackOrder {
+  /// A group of bf16 numbers.
+  static HWY_INLINE FloatGroup load_bf16(const uint16_t* codes) {
+    const PackedWordTag d16;
+    const FloatTag df;
+    const auto zero = hn::Zero(d16);
+    const auto a = hn::LoadU(d16, codes);
+    const auto b = hn::LoadU(d16, codes + 2 * kLanes);
+    return {{hn::BitCast(df, widen_first(zero, a)), hn::BitCast(df, widen_second(zero, a)),
+             hn::BitCast(df, widen_first(zero, b)), hn::BitCast(df, widen_second(zero, b))}};
+  }
+
+  /// As quant::join_f32: the upper half is one less where the lower one is negative.
+  static HWY_INLINE FloatGroup load_joined(const uint16_t* high, const uint16_t* low) {
+    const PackedWordTag d16;
+    FloatGroup group;
+    for (size_t k = 0; k < 2; ++k) {
+      const auto lower = hn::LoadU(d16, low + k * 2 * kLanes);
+      const auto upper = hn::Sub(hn::LoadU(d16, high + k * 2 * kLanes), hn::ShiftRight<15>(lower));
+      group.at[2 * k] = hn::BitCast(FloatTag(), widen_first(lower, upper));
+      group.at[2 * k + 1] = hn::BitCast(FloatTag(), widen_second(lower, upper));
+    }
+    return group;
+  }
+
+  /// As quant::split_f32, for numbers none of which is NaN: two vectors of a group.
+  static HWY_INLINE void store_split(FloatVec first, FloatVec second, uint16_t* high,
+                                     uint16_t* low) {
+    const PackedByteTag d8;
+    const PackedWordTag d16;
+    const PackedPairTag d64;
+    alignas(16) static constexpr uint8_t kHalves[16] = {0, 1, 4, 5, 8,  9,  12, 13,
+                                                        2, 3, 6, 7, 10, 11, 14, 15};
+    const auto halves = hn::LoadDup128(d8, kHalves);
+    const auto a = hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, first), halves));
+    const auto b = hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, second), halves));
+    const auto lower = hn::BitCast(d16, hn::InterleaveLower(d64, a, b));
+    const auto upper = hn::BitCast(d16, hn::InterleaveUpper(d64, a, b));
+    store_halves(lower, upper, high, low);
+  }
+};
 
 }  // namespace outboard::quant::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

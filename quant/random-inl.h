@@ -15,11 +15,21 @@ HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-#if HWY_TARGET == HWY_SCALAR
-constexpr size_t kPhiloxVectors = 1;  // that one call of store_philox fills
-using PhiloxTag = hn::CappedTag<uint64_t, 1>;
+inline constexpr size_t kPhiloxRounds = 10;
+inline constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u;
+inline constexpr uint32_t kPhiloxMultiplier1 = 0xCD9E8D57u;
 
-HWY_INLINE void store_philox(uint64_t index, const RandomContext& random, uint64_t* out) {
+#if HWY_TARGET == HWY_SCALAR
+/// The keys of a parameter and a step.
+struct PhiloxSchedule {
+  RandomContext random;
+  HWY_INLINE explicit PhiloxSchedule(const RandomContext& context) : random(context) {}
+};
+
+HWY_INLINE size_t philox_lanes() { return 1; }
+
+HWY_INLINE void store_philox(uint64_t index, const PhiloxSchedule& schedule, uint64_t* out) {
+  const RandomContext& random = schedule.random;
   const PhiloxBlock block = random_block(random.key, random.step, random.stream, index << 3);
   out[0] = block.word[0] | static_cast<uint64_t>(block.word[1]) << 32;
   out[1] = block.word[2] | static_cast<uint64_t>(block.word[3]) << 32;
@@ -28,8 +38,30 @@ HWY_INLINE void store_philox(uint64_t index, const RandomContext& random, uint64
 /// One Philox call per 64-bit lane. Words sit in the low halves of their lanes; what is above them
 /// is ignored.
 using PhiloxTag = hn::CappedTag<uint64_t, 32>;
-constexpr size_t kPhiloxVectors = 2;
 using PhiloxVec = hn::Vec<PhiloxTag>;
+
+HWY_INLINE size_t philox_lanes() { return hn::Lanes(PhiloxTag()); }
+
+/// The keys of all rounds, in memory, because a load broadcasts them for nothing; of the first
+/// round, whatever does not depend on the element.
+struct PhiloxSchedule {
+  uint64_t low[kPhiloxRounds];
+  uint64_t high[kPhiloxRounds];
+  uint64_t second;  ///< the second word after the first round
+
+  HWY_INLINE explicit PhiloxSchedule(const RandomContext& random) {
+    RandomKey key = random.key;
+    for (size_t round = 0; round < kPhiloxRounds; ++round) {
+      low[round] = key.low;
+      high[round] = key.high;
+      key = {key.low + 0x9E3779B9u, key.high + 0xBB67AE85u};
+    }
+    const uint64_t product = uint64_t{kPhiloxMultiplier1} * random.step;
+    low[0] ^= product >> 32;
+    high[0] ^= random.stream;
+    second = product & 0xFFFFFFFFu;
+  }
+};
 
 /// The lane-wise 64-bit product of the low halves with `multiplier`.
 HWY_INLINE PhiloxVec wide_product(PhiloxVec word, uint32_t multiplier) {
@@ -37,42 +69,64 @@ HWY_INLINE PhiloxVec wide_product(PhiloxVec word, uint32_t multiplier) {
   return hn::MulEven(hn::BitCast(du32, word), hn::Set(du32, multiplier));
 }
 
-HWY_INLINE void philox_round(PhiloxVec key_low, PhiloxVec key_high, PhiloxVec& word0,
-                             PhiloxVec& word1, PhiloxVec& word2, PhiloxVec& word3) {
-  const PhiloxVec product0 = wide_product(word0, 0xD2511F53u);
-  const PhiloxVec product1 = wide_product(word2, 0xCD9E8D57u);
-  word0 = hn::Xor3(hn::ShiftRight<32>(product1), word1, key_low);
-  word1 = product1;
-  word2 = hn::Xor3(hn::ShiftRight<32>(product0), word3, key_high);
-  word3 = product0;
+/// The low half of `word` below the low half of `next`.
+HWY_INLINE PhiloxVec join_words(PhiloxVec word, PhiloxVec next) {
+  const hn::Repartition<uint32_t, PhiloxTag> du32;
+  return hn::BitCast(PhiloxTag(), hn::OddEven(hn::BitCast(du32, hn::ShiftLeft<32>(next)),
+                                              hn::BitCast(du32, word)));
 }
 
-/// Philox blocks `index`, `index` + 1, ... (one per lane of two vectors), stored as consecutive
-/// 16-byte outputs. Two vectors at a time hide half of the multiplications' latency.
-HWY_INLINE void store_philox(uint64_t index, const RandomContext& random, uint64_t* out) {
-  const PhiloxTag d;
-  const size_t lanes = hn::Lanes(d);
-  PhiloxVec a0 = hn::Add(hn::Set(d, index), hn::Iota(d, 0));
-  PhiloxVec b0 = hn::Add(a0, hn::Set(d, lanes));
-  PhiloxVec a1 = hn::ShiftRight<32>(a0);
-  PhiloxVec b1 = hn::ShiftRight<32>(b0);
-  PhiloxVec a2 = hn::Set(d, random.step);
-  PhiloxVec b2 = a2;
-  PhiloxVec a3 = hn::Set(d, random.stream);
-  PhiloxVec b3 = a3;
-  RandomKey key = random.key;
-  for (int round = 0; round < 10; ++round) {
-    const PhiloxVec key_low = hn::Set(d, key.low);
-    const PhiloxVec key_high = hn::Set(d, key.high);
-    philox_round(key_low, key_high, a0, a1, a2, a3);
-    philox_round(key_low, key_high, b0, b1, b2, b3);
-    key = {key.low + 0x9E3779B9u, key.high + 0xBB67AE85u};
+/// Philox blocks `index`, `index` + 1, ... under way, one per lane. The lanes compute them in the
+/// order in which interleaving brings them to memory. Each round waits for its multiplications, so
+/// callers put other work between some rounds and the next.
+class PhiloxBlocks {
+ public:
+  HWY_INLINE PhiloxBlocks(uint64_t index, const PhiloxSchedule& schedule) {
+    const PhiloxTag d;
+    const PhiloxVec half = hn::OddEven(hn::Set(d, hn::Lanes(d) / 2), hn::Zero(d));
+    const PhiloxVec order = hn::Add(hn::ShiftRight<1>(hn::Iota(d, 0)), half);
+    const PhiloxVec counter = hn::Add(hn::Set(d, index), order);
+    const PhiloxVec product = wide_product(counter, kPhiloxMultiplier0);
+    word0_ = hn::Xor(hn::ShiftRight<32>(counter), hn::Set(d, schedule.low[0]));
+    word1_ = hn::Set(d, schedule.second);
+    word2_ = hn::Xor(hn::ShiftRight<32>(product), hn::Set(d, schedule.high[0]));
+    word3_ = product;
   }
-  const PhiloxVec low_half = hn::Set(d, 0xFFFFFFFFull);
-  hn::StoreInterleaved2(hn::Or(hn::And(a0, low_half), hn::ShiftLeft<32>(a1)),
-                        hn::Or(hn::And(a2, low_half), hn::ShiftLeft<32>(a3)), d, out);
-  hn::StoreInterleaved2(hn::Or(hn::And(b0, low_half), hn::ShiftLeft<32>(b1)),
-                        hn::Or(hn::And(b2, low_half), hn::ShiftLeft<32>(b3)), d, out + 2 * lanes);
+
+  /// Rounds kFirst to kLast - 1; round 0 is done.
+  template <size_t kFirst, size_t kLast>
+  HWY_INLINE void run_rounds(const PhiloxSchedule& schedule) {
+    const PhiloxTag d;
+    for (size_t round = kFirst; round < kLast; ++round) {
+      const PhiloxVec product0 = wide_product(word0_, kPhiloxMultiplier0);
+      const PhiloxVec product1 = wide_product(word2_, kPhiloxMultiplier1);
+      word0_ = hn::Xor3(hn::ShiftRight<32>(product1), word1_, hn::Set(d, schedule.low[round]));
+      word1_ = product1;
+      word2_ = hn::Xor3(hn::ShiftRight<32>(product0), word3_, hn::Set(d, schedule.high[round]));
+      word3_ = product0;
+    }
+  }
+
+  /// Stores 16 bytes per block, after all kPhiloxRounds.
+  HWY_INLINE void store(uint64_t* out) const {
+    const PhiloxTag d;
+    const PhiloxVec first = join_words(word0_, word1_);
+    const PhiloxVec second = join_words(word2_, word3_);
+    hn::StoreU(hn::InterleaveLower(d, first, second), d, out);
+    hn::StoreU(hn::InterleaveUpper(d, first, second), d, out + hn::Lanes(d));
+  }
+
+ private:
+  PhiloxVec word0_;
+  PhiloxVec word1_;
+  PhiloxVec word2_;
+  PhiloxVec word3_;
+};
+
+HWY_INLINE void store_philox(uint64_t index, const PhiloxSchedule& schedule, uint64_t* out) {
+  PhiloxBlocks blocks(index, schedule);
+  blocks.run_rounds<1, kPhiloxRounds>(schedule);
+  blocks.store(out);
 }
 #endif  // HWY_TARGET == HWY_SCALAR
 
@@ -83,9 +137,9 @@ class RandomTile {
   HWY_INLINE RandomTile(const RandomContext& random, uint64_t first_element)
       : skip_(static_cast<size_t>(first_element & 7)) {
     const size_t blocks = (skip_ + kTileElements + 7) / 8;
-    const size_t step = kPhiloxVectors * hn::Lanes(PhiloxTag());
-    for (size_t block = 0; block < blocks; block += step) {
-      store_philox((first_element >> 3) + block, random, words_ + 2 * block);
+    const PhiloxSchedule schedule(random);
+    for (size_t block = 0; block < blocks; block += philox_lanes()) {
+      store_philox((first_element >> 3) + block, schedule, words_ + 2 * block);
     }
   }
   /// The halfwords in element order (little-endian machines).

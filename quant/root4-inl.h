@@ -23,6 +23,21 @@ struct VectorRoot4Position {
   }
 };
 
+/// The code of root4 for a position of at most 16, in the low 4 bits of each lane; what lies above
+/// is 0x4B00000. The scalar definition in other words: its sides are compared 2^16 times as large,
+/// and y + 2^23 - 3/2 is rounded to 2^23 + floor(y) - 1, or to one less for whole numbers, where
+/// either choice gives the same code.
+HWY_INLINE BitsVec root4_code(FloatVec y, BitsVec random16) {
+  const FloatTag df;
+  const FloatVec code = hn::Max(hn::Add(y, hn::Set(df, 0x1p23f - 1.5f)), hn::Set(df, 0x1p23f));
+  const FloatVec next = hn::MulAdd(code, hn::Set(df, 0x1p16f), hn::Set(df, 0x1p17f - 0x1p39f));
+  const FloatVec past = hn::Sub(y, hn::Sub(code, hn::Set(df, 0x1p23f - 1.0f)));
+  const FloatVec draw = hn::Mul(hn::ConvertTo(df, hn::BitCast(SignedTag(), random16)), y);
+  const auto is_up = hn::RebindMask(BitsTag(), hn::Lt(draw, hn::Mul(next, past)));
+  const BitsVec least = hn::BitCast(BitsTag(), code);
+  return hn::IfThenElse(is_up, hn::Add(least, hn::Set(BitsTag(), 1)), least);
+}
+
 struct Root4Decoder {
   FloatVec unit;
   HWY_INLINE explicit Root4Decoder(float scale)

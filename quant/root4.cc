@@ -17,15 +17,7 @@ struct Root4Encoder {
   VectorRoot4Position position;
   HWY_INLINE explicit Root4Encoder(float scale) : position(scale) {}
   HWY_INLINE BitsVec operator()(FloatVec value, BitsVec random16) const {
-    const FloatTag df;
-    const SignedTag ds;
-    const auto one = hn::Set(df, 1.0f);
-    const auto y = position(value);
-    const auto below = hn::Max(hn::ConvertTo(df, hn::ConvertTo(ds, y)), one);
-    const auto draw = hn::Mul(hn::ConvertTo(df, hn::BitCast(ds, random16)), hn::Set(df, 0x1p-16f));
-    const auto chance = hn::Mul(hn::Add(below, one), hn::Sub(y, below));
-    const auto is_down = hn::RebindMask(ds, hn::Ge(hn::Mul(draw, y), chance));
-    return hn::BitCast(BitsTag(), hn::Add(hn::ConvertTo(ds, below), hn::VecFromMask(ds, is_down)));
+    return root4_code(position(value), random16);
   }
 };
 

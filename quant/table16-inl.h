@@ -22,6 +22,12 @@ HWY_INLINE BitsVec descend(BitsVec node, FloatVec value, FloatVec threshold) {
   return hn::BitCast(BitsTag(), hn::Sub(left, hn::VecFromMask(ds, is_reached)));
 }
 
+/// An index for a look-up that reads only the low bits. The instructions do so, but the library
+/// checks the rest in debug builds.
+HWY_INLINE BitsVec low_bits(BitsVec index, uint32_t mask) {
+  return HWY_IS_DEBUG_BUILD ? hn::And(index, hn::Set(BitsTag(), mask)) : index;
+}
+
 /// What one register of table entries holds at `index`, which must be a lane of it.
 HWY_INLINE FloatVec entries_at(FloatVec table, BitsVec index) {
   return hn::TableLookupLanes(table, hn::IndicesFromVec(FloatTag(), index));
@@ -36,6 +42,17 @@ class VectorLookup16 {
       : table_(hn::LoadU(FloatTag(), table.at)) {}
   /// The entries at `index`, below 16.
   HWY_INLINE FloatVec operator()(BitsVec index) const { return entries_at(table_, index); }
+  /// The entries at the lowest 4 bits of `index`.
+  HWY_INLINE FloatVec at_low_bits(BitsVec index) const {
+    return entries_at(table_, low_bits(index, 15));
+  }
+  /// The table of function(entry).
+  template <class Function>
+  HWY_INLINE VectorLookup16 map(const Function& function) const {
+    VectorLookup16 result = *this;
+    result.table_ = function(table_);
+    return result;
+  }
   /// As quant::count_thresholds; the table is a search tree.
   HWY_INLINE BitsVec count_thresholds(FloatVec value) const {
     BitsVec node = hn::Set(BitsTag(), 1);
@@ -52,10 +69,18 @@ class VectorLookup16 {
  public:
   HWY_INLINE explicit VectorLookup16(const Table16& table)
       : low_(hn::LoadU(FloatTag(), table.at)), high_(hn::LoadU(FloatTag(), table.at + 8)) {}
-  HWY_INLINE FloatVec operator()(BitsVec index) const {
-    const BitsVec lane = hn::And(index, hn::Set(BitsTag(), 7));
+  HWY_INLINE FloatVec operator()(BitsVec index) const { return at_low_bits(index); }
+  HWY_INLINE FloatVec at_low_bits(BitsVec index) const {
+    const BitsVec lane = low_bits(index, 7);
     const auto is_high = hn::MaskFromVec(hn::BitCast(FloatTag(), hn::ShiftLeft<28>(index)));
     return hn::IfThenElse(is_high, entries_at(high_, lane), entries_at(low_, lane));
+  }
+  template <class Function>
+  HWY_INLINE VectorLookup16 map(const Function& function) const {
+    VectorLookup16 result = *this;
+    result.low_ = function(low_);
+    result.high_ = function(high_);
+    return result;
   }
   HWY_INLINE BitsVec count_thresholds(FloatVec value) const {
     BitsVec node = hn::Set(BitsTag(), 1);
@@ -77,8 +102,18 @@ class VectorLookup16 {
     HWY_ALIGN uint32_t indices[64];
     HWY_ALIGN float entries[64];
     hn::Store(index, BitsTag(), indices);
-    for (size_t i = 0; i < hn::Lanes(BitsTag()); ++i) entries[i] = table_.at[indices[i]];
+    for (size_t i = 0; i < hn::Lanes(BitsTag()); ++i) entries[i] = table_.at[indices[i] % 16];
     return hn::Load(FloatTag(), entries);
+  }
+  HWY_INLINE FloatVec at_low_bits(BitsVec index) const { return (*this)(index); }
+  template <class Function>
+  HWY_INLINE VectorLookup16 map(const Function& function) const {
+    const hn::CappedTag<float, 16> d;
+    VectorLookup16 result = *this;
+    for (size_t i = 0; i < 16; i += hn::Lanes(d)) {
+      hn::StoreU(function(hn::LoadU(d, table_.at + i)), d, result.table_.at + i);
+    }
+    return result;
   }
   HWY_INLINE BitsVec count_thresholds(FloatVec value) const {
     const SignedTag ds;

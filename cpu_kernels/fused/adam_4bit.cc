@@ -1,0 +1,153 @@
+// Adam and AdamW with nf4 first and root4 second moments: how adam-inl.h decodes and encodes them.
+#include "cpu_kernels/fused.h"
+#include "cpu_kernels/fused/kernels.h"
+#include "cpu_kernels/step.h"
+#include "quant/nf4.h"
+#include "quant/root4.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu_kernels/fused/adam_4bit.cc"
+#include "hwy/foreach_target.h"
+// Once per target, and so after foreach_target.h:
+#include "cpu_kernels/fused/adam-inl.h"
+#include "hwy/highway.h"
+#include "quant/dispatch.h"
+#include "quant/nf4-inl.h"
+#include "quant/paired_codes-inl.h"
+#include "quant/random-inl.h"
+#include "quant/root4-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace outboard::cpu::HWY_NAMESPACE {
+
+#if OUTBOARD_HAS_FUSED_KERNELS
+static_assert(quant::NF4::kBlockElements == kBlock && quant::Root4::kBlockElements == kBlock);
+
+/// The levels of root4 in units of scale / 256.
+constexpr quant::Table16 kSquares = {
+    {1, 4, 9, 16, 25, 36, 49, 64, 81, 100, 121, 144, 169, 196, 225, 256}};
+
+struct Nf4Root4 {
+  using Order = q::PairOrder;
+  static constexpr size_t kCodeBits = 4;
+  static constexpr bool kScalesAreRoots = false;
+
+  /// The random numbers of a tile, made while the divider is busy with the roots.
+  struct Draws {
+    alignas(64) uint64_t words[kTileElements / 4];
+    q::PhiloxSchedule schedule;
+    HWY_INLINE explicit Draws(const ParameterUpdate& update)
+        : schedule(RandomContext{.key = update.random_key, .step = update.step, .stream = 2}) {}
+    /// The numbers of the groups at i and i + kGroup of the tile at `first`, made in eight parts.
+    struct TwoGroups {
+      Draws& draws;
+      uint64_t* out;
+      q::PhiloxBlocks a;
+      q::PhiloxBlocks b;
+      HWY_INLINE TwoGroups(Draws& all, size_t first, size_t i)
+          : draws(all),
+            out(all.words + i / 4),
+            a((first + i) / 8, all.schedule),
+            b((first + i + kGroup) / 8, all.schedule) {}
+      template <size_t kPart>
+      HWY_INLINE void run_part() {
+        constexpr size_t kRounds = q::kPhiloxRounds - 1;
+        constexpr size_t kFrom = 1 + kPart * kRounds / 8;
+        constexpr size_t kTo = 1 + (kPart + 1) * kRounds / 8;
+        a.template run_rounds<kFrom, kTo>(draws.schedule);
+        b.template run_rounds<kFrom, kTo>(draws.schedule);
+        if constexpr (kPart == 7) {
+          a.store(out);
+          b.store(out + kGroup / 4);
+        }
+      }
+    };
+    HWY_INLINE q::BitsGroup at(size_t i) const {
+      return q::PairOrder::load_halfwords(reinterpret_cast<const uint16_t*>(words) + i);
+    }
+  };
+
+  /// The levels of both blocks, formed as the formats' decoders do.
+  struct Decoder {
+    q::VectorLookup16 m_levels;
+    q::VectorLookup16 v_levels;
+    HWY_INLINE Decoder(float m_scale, float v_scale)
+        : m_levels(q::VectorLookup16(quant::NF4::levels()).map([m_scale](FloatVec level) {
+            return hn::MulAdd(level, broadcast(m_scale), hn::Zero(FloatTag()));
+          })),
+          v_levels(q::VectorLookup16(kSquares).map([v_scale](FloatVec square) {
+            return hn::Mul(square, broadcast(quant::Root4::Decoder(v_scale).unit));
+          })) {}
+    HWY_INLINE bool is_usual() const { return true; }
+    HWY_INLINE FloatGroup m(const uint8_t* codes) const {
+      return q::look_up_nibbles(codes, m_levels);
+    }
+    HWY_INLINE FloatGroup v(const uint8_t* codes) const {
+      return q::look_up_nibbles(codes, v_levels);
+    }
+  };
+
+  struct Scales {
+    float m;
+    float v;
+    float m_factor;
+    float root_factor;
+    HWY_INLINE bool set(float largest_m, float largest_v) {
+      m = quant::NF4::scale(largest_m);
+      v = quant::Root4::scale(largest_v);
+      m_factor = factor_of(1.0f, m);
+      root_factor = v > 0.0f ? quant::Root4Position(v).factor : 0.0f;
+      return m >= 0.0f && v >= 0.0f;
+    }
+  };
+
+  /// Positions need no minimum: fl(r fl(16 / r)) is at most 16 (1 + 2^-24), which rounds to 16.
+  struct Encoder {
+    q::NF4Finder find_m;
+    FloatVec root_factor;
+    HWY_INLINE explicit Encoder(const Scales& scales)
+        : find_m(scales.m_factor), root_factor(broadcast(scales.root_factor)) {}
+    /// The codes of a group under way.
+    struct Codes {
+      q::BitsGroup m;
+      q::BitsGroup v;
+      q::BitsGroup draws;
+    };
+    HWY_INLINE Codes begin(const Moments<Nf4Root4>& moments, size_t i) const {
+      Codes codes;
+      codes.draws = moments.draws.at(i);
+      return codes;
+    }
+    template <size_t k>
+    HWY_INLINE void find_codes(FloatVec m, FloatVec root, Codes& codes) const {
+      codes.m.at[k] = find_m(m);
+      codes.v.at[k] = q::root4_code(hn::Mul(root, root_factor), codes.draws.at[k]);
+    }
+    HWY_INLINE void store(const Codes& codes, uint8_t* m_codes, uint8_t* v_codes) const {
+      q::store_nibbles(codes.m, codes.v, m_codes, v_codes);
+    }
+  };
+};
+
+size_t run_adam_4bit(const ParameterUpdate& update, size_t first, size_t last) {
+  return run_adam<Nf4Root4>(update, first, last);
+}
+#else
+size_t run_adam_4bit(const ParameterUpdate&, size_t first, size_t) { return first; }
+#endif
+
+}  // namespace outboard::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace outboard::cpu {
+
+HWY_EXPORT(run_adam_4bit);
+
+FusedKernel fused_adam_4bit() {
+  choose_target();
+  return OUTBOARD_SIMD_FUNCTION(run_adam_4bit);
+}
+
+}  // namespace outboard::cpu
+#endif

@@ -1,0 +1,153 @@
+// Four vectors of elements at a time, even and odd elements apart: pair order. Of a group of 4 x
+// lanes elements, a vector holds the even elements of the first half, the next one its odd
+// elements, then the same of the second half. So a 32-bit lane of 16-bit numbers in memory and a
+// byte with two codes of 4 bits belong to the same lane of two vectors, and no element moves
+// between lanes. The counterpart of packed_codes-inl.h for formats of 4 bits.
+#include "hwy/highway.h"
+#include "quant/packed_codes-inl.h"
+#include "quant/rounding-inl.h"
+
+#if defined(OUTBOARD_QUANT_PAIRED_CODES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef OUTBOARD_QUANT_PAIRED_CODES_INL_H_
+#undef OUTBOARD_QUANT_PAIRED_CODES_INL_H_
+#else
+#define OUTBOARD_QUANT_PAIRED_CODES_INL_H_
+#endif
+
+#if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
+
+HWY_BEFORE_NAMESPACE();
+namespace outboard::quant::HWY_NAMESPACE {
+
+/// As FloatGroup, of integers.
+struct BitsGroup {
+  BitsVec at[4];
+};
+
+/// Of each 32-bit lane the upper half of `high` and the lower half of `low`.
+HWY_INLINE BitsVec join_halves(BitsVec high, BitsVec low) {
+  const PackedWordTag d16;
+  return hn::BitCast(BitsTag(), hn::OddEven(hn::BitCast(d16, high), hn::BitCast(d16, low)));
+}
+
+/// 16-bit numbers in memory from and to a group in pair order.
+struct PairOrder {
+  /// A group of bf16 numbers.
+  static HWY_INLINE FloatGroup load_bf16(const uint16_t* codes) {
+    const FloatTag df;
+    FloatGroup group;
+    for (size_t k = 0; k < 2; ++k) {
+      const BitsVec both = load_pairs(codes + k * 2 * kLanes);
+      group.at[2 * k] = hn::BitCast(df, hn::ShiftLeft<16>(both));
+      group.at[2 * k + 1] = hn::BitCast(df, hn::And(both, hn::Set(BitsTag(), 0xFFFF0000u)));
+    }
+    return group;
+  }
+
+  /// A group of unsigned numbers.
+  static HWY_INLINE BitsGroup load_halfwords(const uint16_t* numbers) {
+    BitsGroup group;
+    for (size_t k = 0; k < 2; ++k) {
+      const BitsVec both = load_pairs(numbers + k * 2 * kLanes);
+      group.at[2 * k] = hn::And(both, hn::Set(BitsTag(), 0xFFFF));
+      group.at[2 * k + 1] = hn::ShiftRight<16>(both);
+    }
+    return group;
+  }
+
+  /// As quant::join_f32: the upper half is one less where the lower one is negative.
+  static HWY_INLINE FloatGroup load_joined(const uint16_t* high, const uint16_t* low) {
+    const PackedWordTag d16;
+    const FloatTag df;
+    FloatGroup group;
+    for (size_t k = 0; k < 2; ++k) {
+      const auto words = hn::LoadU(d16, low + k * 2 * kLanes);
+      const auto less = hn::Sub(hn::LoadU(d16, high + k * 2 * kLanes), hn::ShiftRight<15>(words));
+      const BitsVec lower = hn::BitCast(BitsTag(), words);
+      const BitsVec upper = hn::BitCast(BitsTag(), less);
+      group.at[2 * k] = hn::BitCast(df, join_halves(hn::ShiftLeft<16>(upper), lower));
+      group.at[2 * k + 1] = hn::BitCast(df, join_halves(upper, hn::ShiftRight<16>(lower)));
+    }
+    return group;
+  }
+
+  /// As quant::split_f32, for numbers none of which is NaN: two vectors of a group.
+  static HWY_INLINE void store_split(FloatVec first, FloatVec second, uint16_t* high,
+                                     uint16_t* low) {
+    const PackedWordTag d16;
+    const BitsVec even = hn::BitCast(BitsTag(), first);
+    const BitsVec odd = hn::BitCast(BitsTag(), second);
+    store_halves(hn::BitCast(d16, join_halves(hn::ShiftLeft<16>(odd), even)),
+                 hn::BitCast(d16, join_halves(odd, hn::ShiftRight<16>(even))), high, low);
+  }
+
+ private:
+  static HWY_INLINE BitsVec load_pairs(const uint16_t* numbers) {
+    return hn::BitCast(BitsTag(), hn::LoadU(PackedWordTag(), numbers));
+  }
+};
+
+/// The levels of a group of 4-bit codes, the even element in the lower half of a byte. `codes` are
+/// those of the group's first element.
+template <class Levels>
+HWY_INLINE FloatGroup look_up_nibbles(const uint8_t* codes, const Levels& levels) {
+  const hn::Rebind<uint8_t, FloatTag> d8;
+  FloatGroup group;
+  for (size_t k = 0; k < 2; ++k) {
+    const BitsVec both = hn::PromoteTo(BitsTag(), hn::LoadU(d8, codes + k * kLanes));
+    group.at[2 * k] = levels.at_low_bits(both);
+    group.at[2 * k + 1] = levels.at_low_bits(hn::ShiftRight<4>(both));
+  }
+  return group;
+}
+
+/// The lowest kBits of `low`, above them `high`.
+template <int kBits>
+HWY_INLINE BitsVec join_bits(BitsVec high, BitsVec low) {
+  return hn::OrAnd(hn::ShiftLeft<kBits>(high), low, hn::Set(BitsTag(), (1u << kBits) - 1));
+}
+
+/// The order of 32-bit parts in which byte j of lane i, after moves within 128-bit blocks, comes to
+/// place j * lanes + i.
+struct ByteTransposition {
+  alignas(64) uint32_t from[kLanes];
+  constexpr ByteTransposition() : from{} {
+    for (uint32_t i = 0; i < kLanes; ++i) from[i] = i % (kLanes / 4) * 4 + i / (kLanes / 4);
+  }
+};
+
+/// The lowest bytes of all lanes, then the second ones, the third and the highest.
+HWY_INLINE PackedBytes transpose_bytes(BitsVec lanes) {
+  static constexpr ByteTransposition kOrder;
+  const PackedByteTag d8;
+  alignas(16) static constexpr uint8_t kWithin[16] = {0, 4, 8,  12, 1, 5, 9,  13,
+                                                      2, 6, 10, 14, 3, 7, 11, 15};
+  const auto within = hn::TableLookupBytes(hn::BitCast(d8, lanes), hn::LoadDup128(d8, kWithin));
+  if constexpr (kLanes == 4) return within;
+  const auto indices = hn::SetTableIndices(BitsTag(), kOrder.from);
+  return hn::BitCast(d8, hn::TableLookupLanes(hn::BitCast(BitsTag(), within), indices));
+}
+
+/// Stores two groups of 4-bit codes, which are the lowest bits of their lanes, as bytes whose lower
+/// half belongs to the even element.
+HWY_INLINE void store_nibbles(const BitsGroup& a, const BitsGroup& b, uint8_t* to_a,
+                              uint8_t* to_b) {
+  const auto join_pair = [](const BitsGroup& group, size_t k) {
+    return join_bits<4>(group.at[2 * k + 1], group.at[2 * k]);
+  };
+  const auto join_group = [&](const BitsGroup& group) {
+    return join_bits<8>(join_pair(group, 1), join_pair(group, 0));
+  };
+  const BitsVec both = join_halves(hn::ShiftLeft<16>(join_group(b)), join_group(a));
+  const PackedBytes bytes = transpose_bytes(both);
+  const hn::Half<PackedByteTag> d;
+  hn::StoreU(hn::LowerHalf(d, bytes), d, to_a);
+  hn::StoreU(hn::UpperHalf(d, bytes), d, to_b);
+}
+
+}  // namespace outboard::quant::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // HWY_TARGET
+
+#endif  // per-target include guard
