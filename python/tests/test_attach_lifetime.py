@@ -42,6 +42,41 @@ def test_exceptions_leave_everything_consistent(error, when):
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_caught_in_forward(error):
+    class Catching(Failing):
+        def __init__(self):
+            super().__init__()
+            self.inner = Failing()
+
+        def forward(self, x):
+            try:
+                return self.inner(x)
+            except error:
+                return self.parts[3](x)
+
+    rig = prepared(Catching(), VECTORS)
+    rig.compare(VECTORS)
+    rig.model.inner.error = rig.twin.inner.error = error
+    rig.compare(VECTORS)
+    announced = rig.announced
+    rig.model.parts[1](VECTORS)
+    assert rig.announced == announced + 1
+    for _ in range(3):
+        rig.check(VECTORS)
+
+
+def test_failed_forward_is_over():
+    rig = prepared(Failing(), VECTORS)
+    rig.compare(VECTORS)
+    rig.model.error = ValueError
+    with pytest.raises(ValueError, match="in forward"):
+        rig.model(VECTORS)
+    announced = rig.announced
+    rig.model.parts[2](VECTORS)
+    assert rig.announced == announced + 1
+
+
 def test_interrupted_then_another_module_called():
     rig = prepared(Failing(), VECTORS)
     rig.model.error = KeyboardInterrupt
@@ -119,7 +154,10 @@ def test_recomputation_waits_for_nothing_in_flight_elsewhere(kind):
     rig.compare(TOKENS)  # without step_taken(): the engine says that it updates
 
 
-def test_recomputation_after_a_step_waits():
+@pytest.mark.parametrize("is_guarded", [True, False], ids=["guarded", "unguarded"])
+def test_recomputation_after_a_step_waits(is_guarded, monkeypatch):
+    if not is_guarded:
+        monkeypatch.delattr(Guard, "__getitem__")
     rig = prepared(Gpt("after", "reentrant"), TOKENS)
     loss = rig.model(TOKENS).sum()
     expected = rig.twin(TOKENS).sum()
@@ -169,6 +207,7 @@ def test_loaded_weights_are_not_overwritten():
 
 def test_reading_a_parameter_by_name_waits_and_iterating_does_not():
     rig = prepared(Gpt(), TOKENS)
+    rig.compare(TOKENS)  # with nothing in flight
     rig.launch()
     rig.model.zero_grad()
     assert sum(p.numel() for p in rig.model.parameters()) and rig.engine.waits == []
