@@ -67,6 +67,9 @@ std::optional<Placement> placement_named(const std::string& word) {
                [](Placement placement) { return word_for(placement); });
 }
 
+/// What is no such number becomes 0, which the planner refuses where it matters.
+int to_int(double value) { return value >= 0 && value <= 1e9 ? static_cast<int>(value) : 0; }
+
 /// Where the numbers of a struct go, by name.
 using Fields = std::map<std::string, double*>;
 
@@ -96,7 +99,7 @@ Machine machine_of(const Numbers& numbers) {
     if (const auto field = fields.find(entry.key()); field != fields.end()) {
       *field->second = entry.value();
     } else if (entry.key() == "threads") {
-      machine.threads = static_cast<int>(entry.value());
+      machine.threads = to_int(entry.value());
     } else if (entry.key().starts_with(kUpdatePrefix)) {
       machine.updates.push_back({entry.key().substr(kUpdatePrefix.size()), entry.value()});
     } else {
@@ -120,7 +123,7 @@ double take(Numbers& numbers, const char* name, double fallback) {
 size_t take_bytes(Numbers& numbers, const char* name, size_t fallback) {
   const double value = take(numbers, name, -1);
   if (value >= 1e18) return kNoLimit;
-  return value < 0 ? fallback : static_cast<size_t>(value);
+  return value >= 0 ? static_cast<size_t>(value) : fallback;
 }
 
 /// Parameters all of one kind. Numbers and words that are not given keep their defaults.
@@ -146,7 +149,7 @@ PlanRequest request_of(const std::vector<int64_t>& elements, const Numbers& give
   request.placement = placement_named(word("placement", "auto"));
   request.forward_s = take(numbers, "forward_s", 0);
   request.backward_s = take(numbers, "backward_s", 0);
-  request.accumulation_steps = static_cast<int>(take(numbers, "accumulation_steps", 1));
+  request.accumulation_steps = to_int(take(numbers, "accumulation_steps", 1));
   request.needs_norm = take(numbers, "needs_norm", 1) != 0;
   request.redo_rate = take(numbers, "redo_rate", 0);
   request.offload_gradients = take(numbers, "offload_gradients", 1) != 0;

@@ -6,8 +6,10 @@ replace. Nothing is printed or changed here.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import re
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,12 +66,16 @@ def versions() -> Iterator[Row]:
         )
 
 
-def _cuda_driver() -> str:
+def _cuda_driver(root: Path) -> str:
+    """The driver's version, and the newest CUDA that it runs."""
+    match = re.search(r"Module.*?(\d+\.[\d.]+)", _text(root / "proc/driver/nvidia/version"))
+    number = ctypes.c_int(0)
     try:
-        number = torch._C._cuda_getDriverVersion()
-    except (AttributeError, RuntimeError):
-        return "unknown"
-    return f"{number // 1000}.{number % 1000 // 10}"
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    except OSError:
+        return "none"
+    newest = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    return f"{match[1] if match else 'unknown'}, for CUDA up to {newest}"
 
 
 def gpus(root: Path) -> Iterator[Row]:
@@ -83,7 +89,7 @@ def gpus(root: Path) -> Iterator[Row]:
             "CUDA_VISIBLE_DEVICES",
         )
         return
-    yield Row("CUDA", f"runtime {runtime}, driver for {_cuda_driver()}")
+    yield Row("CUDA", f"runtime {runtime}, driver {_cuda_driver(root)}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)

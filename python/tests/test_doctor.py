@@ -115,6 +115,35 @@ def test_a_slow_link_is_a_warning():
     assert next(doctor.link(slow)).status == doctor.WARNING
 
 
+class _Properties:
+    name = "H200"
+    pci_domain_id, pci_bus_id, pci_device_id = 0, 0x1B, 0
+
+
+class _Driver:
+    @staticmethod
+    def cuDriverGetVersion(target):
+        target._obj.value = 13010
+
+
+def test_a_gpu_is_described(system, monkeypatch):
+    write(
+        system,
+        "proc/driver/nvidia/version",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n",
+    )
+    write(system, "sys/bus/pci/devices/0000:1b:00.0/numa_node", "1\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: _Properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100 << 30, 139 << 30))
+    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda _: _Driver)
+    cuda, gpu = doctor.gpus(system)
+    assert cuda.value.endswith("driver 580.65.06, for CUDA up to 13.1")
+    assert gpu.value == "H200, 100.0 of 139.0 GiB free, NUMA node 1"
+    assert gpu.status == doctor.WARNING
+
+
 def test_a_build_without_kernels_beside_a_gpu_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     info = {"version": "1", "cuda": "none", "simd_target": "SSE4"}
