@@ -143,8 +143,9 @@ class Attachment:
         self._everything = range(count)
         for module in modules:
             inside = self._find(module.parameters())
-            is_opaque = isinstance(module, (OptimizedModule, torch.jit.ScriptModule))
-            if not is_opaque and (inside or module is model):
+            if isinstance(module, torch.jit.ScriptModule) and inside:
+                self._note_bypass("a scripted module", "use torch.compile")
+            elif not isinstance(module, OptimizedModule) and (inside or module is model):
                 self._hook_module(module, frozenset(inside))
 
     def _find(self, tensors: Iterable[Any]) -> tuple[int, ...]:
@@ -208,8 +209,11 @@ class Attachment:
         how = (is_compiled, own_forward)
         if thread.current is None:
             thread.current = Pass(self._epoch, frame)
-            if is_compiled and not is_called_by_dynamo(frame):
-                self._note_bypass(module)
+            if is_compiled and own_forward is None and not is_called_by_dynamo(frame):
+                self._note_bypass(
+                    f"a compiled function that calls {type(module).__name__}",
+                    "compile the module instead, or its blocks",
+                )
             self._enter_outermost(thread, place, module, how)
         elif not thread.covered:
             self._enter_nested(thread, place, how)
@@ -228,11 +232,9 @@ class Attachment:
             return
         if self._gate.is_stale or len(self._registry.parameters) != len(self._everything):
             self._hook_modules()
-        if torch.is_grad_enabled() and (
-            module.training or any(p.requires_grad for p in self._registry.parameters)
-        ):
-            if announce := self._announce():
-                announce()
+        trains = module.training or any(p.requires_grad for p in self._registry.parameters)
+        if torch.is_grad_enabled() and trains and (announce := self._announce()):
+            announce()
         if not current.is_updating and len(self._since_step) < len(self._everything):
             self._since_step = set(self._everything)
         current.node = self._known.start(place, how)
@@ -267,14 +269,13 @@ class Attachment:
         thread.covered = True
         thread.cover_depth = len(thread.stack)
 
-    def _note_bypass(self, module: torch.nn.Module) -> None:
-        if self._is_bypassed or vars(module).get("forward") is not None:
+    def _note_bypass(self, who: str, advice: str) -> None:
+        if self._is_bypassed:
             return
         self._is_bypassed = True
         warnings.warn(
-            f"[{WHO}] attach: a compiled function calls {type(module).__name__} and may read "
-            "weights outside of any module's forward; from now on step() waits for them. Compile "
-            "the module instead, or its blocks, to let updates overlap with forward",
+            f"[{WHO}] attach: {who} may read weights where no hook is called; step() waits for "
+            f"them from now on. To let updates overlap with forward, {advice}",
             stacklevel=2,
         )
 

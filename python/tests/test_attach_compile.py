@@ -62,7 +62,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:.*a compiled function calls")
+@pytest.mark.filterwarnings("ignore:.*a compiled function that calls")
 @pytest.mark.parametrize(
     ("when", "backend"),
     [("before", "eager"), ("after", "aot_eager"), ("after learning", "eager")],
@@ -100,7 +100,7 @@ def test_compiled_code_has_no_graph_breaks(way, fresh_dynamo):
         rig.check(TOKENS, model=run, twin=rig.twin)
 
 
-@pytest.mark.filterwarnings("ignore:.*a compiled function calls")
+@pytest.mark.filterwarnings("ignore:.*a compiled function that calls")
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_is_compiled_again_and_again(way, fresh_dynamo):
     rig = Rig(Gpt())
@@ -141,7 +141,7 @@ def test_compiled_function_that_reads_before_it_calls(kind, fresh_dynamo):
         for _ in range(head_start):
             rig.check(TOKENS)
         run, twin = make(rig.model), make(rig.twin)
-        with pytest.warns(UserWarning, match="a compiled function calls"):
+        with pytest.warns(UserWarning, match="a compiled function that calls"):
             rig.check(TOKENS, model=run, twin=twin)
         for _ in range(3):
             rig.check(TOKENS, model=run, twin=twin)
@@ -205,11 +205,15 @@ def test_exception_in_compiled_code(fresh_dynamo):
         rig.check(VECTORS)
 
 
-def test_scripted_module_inside():
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("where", ["whole", "inside"])
+def test_scripted_modules(where):
     scripted = torch.jit.script(nn.Sequential(nn.Linear(D, D), nn.ReLU()))
-    model = nn.Sequential(nn.Linear(D, D), scripted)
-    expected = model(VECTORS)
-    rig = Rig(model)
+    model = nn.Sequential(nn.Linear(D, D), scripted) if where == "inside" else scripted
+    expected = model(VECTORS), scripted(VECTORS)
+    with pytest.warns(UserWarning, match="a scripted module may read weights"):
+        rig = Rig(model)
     for _ in range(4):
         rig.launch()
-        assert_same(model(VECTORS), expected)
+        assert_same(scripted(VECTORS), expected[1])
+        assert_same(model(VECTORS), expected[0])
