@@ -24,13 +24,15 @@ concept HasUsualCase = requires(const typename Rule::template Scalars<float>& sc
 };
 
 /// Applies the rule to a run, in place. States that give their roots (see outboard/rule.h) to a
-/// codec that takes them become these. kUsual: the rule's common case; returns true if the values
-/// are void, because it was not that common.
+/// codec that takes them become these; `count` elements exist. kUsual: the rule's common case;
+/// returns true if the values are void, because it was not that common.
 template <class Rule, class Formats, int kRun, bool kUsual>
 __device__ __forceinline__ bool update_values(const typename Rule::template Scalars<float>& scalars,
-                                              RunValues<Rule, kRun>& values) {
+                                              int count, RunValues<Rule, kRun>& values) {
   using States = RuleStates<Rule>;
   FastArithmetic arithmetic;
+#pragma unroll
+  for (int s = 0; s < States::kSlots; ++s) values.largest[s] = 0;
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
     float element[States::kSlots];
@@ -47,6 +49,9 @@ __device__ __forceinline__ bool update_values(const typename Rule::template Scal
 #pragma unroll
     for (int s = 0; s < States::kSlots; ++s) {
       values.state[s][i] = gives_root<Rule, Formats>(s) ? roots[s] : element[s];
+      if (!gives_root<Rule, Formats>(s) || i >= count) continue;
+      const uint32_t magnitude = exact::bits(element[s]) & quant::kMagnitudeMask;
+      values.largest[s] = quant::larger_magnitude(values.largest[s], magnitude);
     }
   }
   return arithmetic.is_rare;
@@ -66,12 +71,13 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
   if constexpr (!kWhole) fetch_words(types, states, run, words);
   decode_words(types, states, run, words, values);
   constexpr bool kMayBeVoid = kUsual && kWhole;
-  const bool is_void = update_values<Rule, Formats, kRun, kMayBeVoid>(scalars, values);
+  const int count = kWhole ? kRun : run.count;
+  const bool is_void = update_values<Rule, Formats, kRun, kMayBeVoid>(scalars, count, values);
   if constexpr (kMayBeVoid) {
     if (__any_sync(0xFFFFFFFFu, is_void)) {  // nothing is stored yet: the warp begins again
       fetch_words(types, states, run, words);
       decode_words(types, states, run, words, values);
-      update_values<Rule, Formats, kRun, false>(scalars, values);
+      update_values<Rule, Formats, kRun, false>(scalars, count, values);
     }
   }
   if constexpr (!kWhole) {
@@ -94,7 +100,8 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
     states.with_codec(s, [&](auto codec) {
       if constexpr (decltype(codec)::kTakesRoots) {
         if (gives_root<Rule, Formats>(s)) {
-          codec.template store_roots<kRun>(states.array(s), run.first, values.state[s], random);
+          codec.template store_roots<kRun>(states.array(s), run.first, values.state[s],
+                                           values.largest[s], random);
           return;
         }
       }
@@ -203,11 +210,14 @@ void launch_rule(const LaunchKey& key, const DeviceTable& table, StreamHandle st
   using FourBit = FixedFormats<Format::kNF4, Format::kRoot4>;
   using Mixed = FixedFormats<Format::kSym8, Format::kRoot4>;
   using Dynamic = FixedFormats<Format::kDynamic8Signed, Format::kDynamic8Unsigned>;
+  using Float8 = FixedFormats<Format::kE4M3, Format::kE4M3Root>;
+  if (launch_if<Rule, Stochastic, FourBit>(arguments, stream)) return;
   const auto launch_formats = [&]<class Formats>(Formats) {
     return launch_if<Rule, Split, Formats>(arguments, stream) ||
            launch_if<Rule, AnyTypes, Formats>(arguments, stream);
   };
-  if (launch_formats(FourBit{}) || launch_formats(Mixed{}) || launch_formats(Dynamic{})) return;
+  if (launch_formats(FourBit{}) || launch_formats(Mixed{})) return;
+  if (launch_formats(Dynamic{}) || launch_formats(Float8{})) return;
   launch_case<Rule, AnyTypes, AnyFormats>(arguments, stream);
 }
 

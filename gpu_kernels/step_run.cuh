@@ -200,6 +200,8 @@ struct RunValues {
   float gradient[kRun];
   float weight[kRun];
   float state[RuleStates<Rule>::kSlots][kRun] = {};
+  /// The bits of the largest element of each state that has become its roots.
+  uint32_t largest[RuleStates<Rule>::kSlots];
 };
 
 /// Fetches a run without using anything of it, so that all loads overlap.

@@ -75,10 +75,12 @@ struct RunDecoder {
 };
 
 /// Encodes the run of one lane with its block's scale. `draws` holds 16 random bits per element.
-/// kTakesRoots: what it is given, and what the scale is the largest of, are the values' roots.
+/// kTakesRoots: what it is given are the values' roots. kScalesAreRoots: scales are formed from the
+/// largest of the roots instead of the largest of the values.
 template <class Definition>
 struct RunEncoder {
   static constexpr bool kTakesRoots = false;
+  static constexpr bool kScalesAreRoots = false;
   BlockEncoder<Definition> encoder;
   __device__ __forceinline__ explicit RunEncoder(float scale) : encoder(scale) {}
 
@@ -106,6 +108,7 @@ template <class Definition>
 struct BlockCodec {
   static constexpr bool kHasBlocks = true;
   static constexpr bool kTakesRoots = RunEncoder<Definition>::kTakesRoots;
+  static constexpr bool kScalesAreRoots = RunEncoder<Definition>::kScalesAreRoots;
   static constexpr int kCodeBits = static_cast<int>(Definition::kCodeBits);
 
   /// Words of the codes of one run.
@@ -133,22 +136,26 @@ struct BlockCodec {
   template <int kRun>
   static __device__ __forceinline__ void store(const DeviceStateArray& array, uint64_t first,
                                                const float* values, const RandomRun& random) {
+    const uint32_t largest = run_maximum<kRun>(values);
     if constexpr (kTakesRoots) {
       float roots[kRun];
 #pragma unroll
       for (int i = 0; i < kRun; ++i) roots[i] = exact::sqrt(values[i]);
-      store_content<kRun>(array, first, roots, random);
+      store_roots<kRun>(array, first, roots, largest, random);
     } else {
-      store_content<kRun>(array, first, values, random);
+      store_content<kRun>(array, first, values, largest, random);
     }
   }
 
-  /// The same for the roots of the values; only where kTakesRoots.
+  /// The same for the roots of the values, the largest of which has the bits `largest_value`; only
+  /// where kTakesRoots.
   template <int kRun>
   static __device__ __forceinline__ void store_roots(const DeviceStateArray& array, uint64_t first,
-                                                     const float* roots, const RandomRun& random) {
+                                                     const float* roots, uint32_t largest_value,
+                                                     const RandomRun& random) {
     static_assert(kTakesRoots);
-    store_content<kRun>(array, first, roots, random);
+    const uint32_t largest = kScalesAreRoots ? run_maximum<kRun>(roots) : largest_value;
+    store_content<kRun>(array, first, roots, largest, random);
   }
 
  private:
@@ -158,15 +165,21 @@ struct BlockCodec {
     return first >> (31 - __clz(static_cast<int>(array.block_elements)));
   }
 
+  /// The largest magnitude of a run, as bits.
   template <int kRun>
-  static __device__ __forceinline__ void store_content(const DeviceStateArray& array,
-                                                       uint64_t first, const float* content,
-                                                       const RandomRun& random) {
+  static __device__ __forceinline__ uint32_t run_maximum(const float* content) {
     uint32_t largest = 0;
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       largest = larger_magnitude(largest, exact::bits(content[i]) & kMagnitudeMask);
     }
+    return largest;
+  }
+
+  template <int kRun>
+  static __device__ __forceinline__ void store_content(const DeviceStateArray& array,
+                                                       uint64_t first, const float* content,
+                                                       uint32_t largest, const RandomRun& random) {
     largest = block_maximum<Definition, kRun>(largest, array.block_elements);
     const float scale = RunEncoder<Definition>::scale(exact::from_bits(largest));
     uint32_t draws[kRun / 2] = {};

@@ -4,8 +4,14 @@
 
 #include "quant/block_codec.cuh"
 #include "quant/dynamic8_signed.h"
+#include "quant/dynamic_map.cuh"
 
 namespace outboard::quant::device {
+
+template <>
+struct RunEncoder<quant::Dynamic8Signed> : DynamicRunEncoder<quant::Dynamic8Signed> {
+  using DynamicRunEncoder::DynamicRunEncoder;
+};
 
 using Dynamic8Signed = BlockCodec<quant::Dynamic8Signed>;
 

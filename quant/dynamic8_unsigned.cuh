@@ -4,8 +4,14 @@
 
 #include "quant/block_codec.cuh"
 #include "quant/dynamic8_unsigned.h"
+#include "quant/dynamic_map.cuh"
 
 namespace outboard::quant::device {
+
+template <>
+struct RunEncoder<quant::Dynamic8Unsigned> : DynamicRunEncoder<quant::Dynamic8Unsigned> {
+  using DynamicRunEncoder::DynamicRunEncoder;
+};
 
 using Dynamic8Unsigned = BlockCodec<quant::Dynamic8Unsigned>;
 

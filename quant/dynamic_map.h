@@ -188,14 +188,18 @@ struct DynamicFormat {
   static constexpr int kLeastNegative = kLeast;
   using Code = uint8_t;
 
+  /// The code of a value that is `x` times the scale.
+  static OUTBOARD_HD Code code_of(float x) {
+    const int32_t index = dynamic_index<kSigned, kTiesOf>(x);
+    if (!kSigned) return static_cast<Code>(index);
+    return dynamic_signed_code(index, exact::bits(x) >> 31 != 0, kLeast);
+  }
+
   struct Encoder {
     float scale;
     OUTBOARD_HD explicit Encoder(float s) : scale(s) {}
     OUTBOARD_HD Code operator()(float value, uint32_t /*random16*/) const {
-      const float x = exact::div(value, scale);
-      const int32_t index = dynamic_index<kSigned, kTiesOf>(x);
-      if (!kSigned) return static_cast<Code>(index);
-      return dynamic_signed_code(index, exact::bits(x) >> 31 != 0, kLeast);
+      return code_of(exact::div(value, scale));
     }
   };
 

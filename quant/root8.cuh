@@ -29,6 +29,7 @@ struct RunDecoder<quant::Root8> {
 template <>
 struct RunEncoder<quant::Root8> {
   static constexpr bool kTakesRoots = true;
+  static constexpr bool kScalesAreRoots = true;
   float factor;
   bool is_live;
   __device__ __forceinline__ explicit RunEncoder(float scale)

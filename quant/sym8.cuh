@@ -29,6 +29,7 @@ struct RunDecoder<quant::Sym8> {
 template <>
 struct RunEncoder<quant::Sym8> {
   static constexpr bool kTakesRoots = false;
+  static constexpr bool kScalesAreRoots = false;
   float factor;
   bool is_live;
   __device__ __forceinline__ explicit RunEncoder(float scale)
