@@ -17,8 +17,10 @@ namespace {
 
 constexpr std::string_view kWho = "StepLauncher";
 
-/// Tables that are kept: the groups, types and formats of one optimizer's step find theirs again.
+/// Tables that are kept: the groups, types and formats of one optimizer's step find theirs again;
+/// or as many launches as are enqueued before the first of them has run.
 constexpr size_t kTableSlots = 8;
+constexpr size_t kHostTableSlots = 64;
 
 static_assert(std::has_unique_object_representations_v<DeviceParameter>,
               "tables are compared byte by byte");
@@ -149,6 +151,9 @@ void check_parameter(const LaunchKey& key, const DeviceParameter& parameter, siz
 
 class StepLauncher::Impl {
  public:
+  explicit Impl(TablePlace place)
+      : place_(place), slots_(place == TablePlace::kHost ? kHostTableSlots : kTableSlots) {}
+
   void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
               cudaStream_t stream) {
     check_key(key);
@@ -184,12 +189,14 @@ class StepLauncher::Impl {
   }
 
   // Order: the host waits until the previous copy out of the pinned image is done (it is, unless
-  // kTableSlots tables were sent within one copy's time); the stream waits until the last kernel
-  // that reads the device table is done; only then is either overwritten.
-  static void upload(TableSlot& slot, std::span<const DeviceParameter> parameters, uint32_t states,
-                     bool has_norms, cudaStream_t stream) {
+  // kTableSlots tables were sent within one copy's time), or until the last kernel that reads the
+  // image itself is; the stream waits until the last kernel that reads the device table is done;
+  // only then is either overwritten.
+  void upload(TableSlot& slot, std::span<const DeviceParameter> parameters, uint32_t states,
+              bool has_norms, cudaStream_t stream) {
     slot.parameters.clear();  // whatever fails below, a half-made table is never found again
-    slot.uploaded.block_host();
+    const bool is_copied = place_ == TablePlace::kDevice;
+    (is_copied ? slot.uploaded : slot.used).block_host();
     slot.used.block_stream(stream);
     const size_t blocks = count_blocks(parameters);
     const size_t bytes = parameters.size_bytes() + blocks * sizeof(BlockWork);
@@ -200,13 +207,16 @@ class StepLauncher::Impl {
     slot.memory.reserve(bytes, norms_at - bytes + norms_bytes);
     std::memcpy(slot.memory.host(), parameters.data(), parameters.size_bytes());
     fill_blocks(parameters, slot.memory.host() + parameters.size_bytes());
-    check_cuda(cudaMemcpyAsync(slot.memory.device(), slot.memory.host(), bytes,
-                               cudaMemcpyHostToDevice, stream),
-               kWho, "cudaMemcpyAsync of a launch table");
-    slot.uploaded.record(stream);
-    slot.table = {.parameters = reinterpret_cast<const DeviceParameter*>(slot.memory.device()),
-                  .blocks = reinterpret_cast<const BlockWork*>(slot.memory.device() +
-                                                               parameters.size_bytes()),
+    if (is_copied) {
+      check_cuda(cudaMemcpyAsync(slot.memory.device(), slot.memory.host(), bytes,
+                                 cudaMemcpyHostToDevice, stream),
+                 kWho, "cudaMemcpyAsync of a launch table");
+      slot.uploaded.record(stream);
+    }
+    // Pinned memory has the same address on the device.
+    const std::byte* const begin = is_copied ? slot.memory.device() : slot.memory.host();
+    slot.table = {.parameters = reinterpret_cast<const DeviceParameter*>(begin),
+                  .blocks = reinterpret_cast<const BlockWork*>(begin + parameters.size_bytes()),
                   .norms = {},
                   .block_count = static_cast<uint32_t>(blocks),
                   .state_mask = states};
@@ -246,11 +256,12 @@ class StepLauncher::Impl {
     }
   }
 
-  std::array<TableSlot, kTableSlots> slots_;
+  TablePlace place_;
+  std::vector<TableSlot> slots_;
   uint64_t clock_ = 0;
 };
 
-StepLauncher::StepLauncher() : impl_(std::make_unique<Impl>()) {}
+StepLauncher::StepLauncher(TablePlace place) : impl_(std::make_unique<Impl>(place)) {}
 StepLauncher::~StepLauncher() = default;
 
 void StepLauncher::launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,

@@ -21,7 +21,7 @@ namespace {
 
 class StepLauncher::Impl {};
 
-StepLauncher::StepLauncher() = default;
+StepLauncher::StepLauncher(TablePlace) {}
 StepLauncher::~StepLauncher() = default;
 
 void StepLauncher::launch(const LaunchKey&, std::span<const DeviceParameter>, StreamHandle) {

@@ -49,12 +49,19 @@ struct LaunchKey {
   friend bool operator==(const LaunchKey&, const LaunchKey&) = default;
 };
 
-/// Owns the device copies of launch tables: a few, each reused while the same parameters come back,
-/// so that a steady loop uploads nothing. One per optimizer and device, used while that device is
-/// current; not thread safe; launches cannot be captured in a CUDA graph.
+/// Where kernels read launch tables.
+enum class TablePlace {
+  kDevice,  ///< copied, a few kept: a loop over the same parameters uploads nothing
+  kHost,  ///< in pinned host memory: for parameters that differ at every launch, on streams beside
+          ///< which the link is busy, so that a launch does not queue behind other copies
+};
+
+/// Owns launch tables, each reused while the same parameters come back. One per optimizer and
+/// device, used while that device is current; not thread safe; launches cannot be captured in a
+/// CUDA graph.
 class StepLauncher {
  public:
-  StepLauncher();
+  explicit StepLauncher(TablePlace place = TablePlace::kDevice);
   /// Waits for the kernels that still read a table.
   ~StepLauncher();
   StepLauncher(const StepLauncher&) = delete;

@@ -172,7 +172,10 @@ void CudaDevice::update_resident(ComputeStream stream, std::span<const ResidentU
 
 gpu::StepLauncher& CudaDevice::launcher_of(ComputeStream stream) {
   const std::lock_guard lock(mutex_);
-  return launchers_[stream];
+  const bool is_own = std::ranges::any_of(
+      streams_, [stream](const auto& own) { return own->get() == as_cuda(stream); });
+  return launchers_.try_emplace(stream, is_own ? gpu::TablePlace::kHost : gpu::TablePlace::kDevice)
+      .first->second;
 }
 
 ComputeStream CudaDevice::make_stream() {

@@ -83,7 +83,7 @@ void Pipeline::reserve_slots(ComputeStream stream) {
     const size_t elements = std::min(stream_piece_elements(*parameter), parameter->spec.elements);
     bytes = std::max(bytes, StreamLane::slot_bytes(*parameter, elements));
   }
-  if (bytes == 0) return;
+  if (bytes <= stream_->slot_bytes()) return;
   stream_->drain();
   store_.note_ring(stream_->reserve(bytes, store_.allocator(), stream));
 }

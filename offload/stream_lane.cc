@@ -41,7 +41,6 @@ size_t StreamLane::slot_bytes(const Parameter& parameter, size_t elements) {
 }
 
 size_t StreamLane::reserve(size_t bytes, const Engine::Allocator& allocate, ComputeStream stream) {
-  if (bytes <= slot_bytes_) return slots_.size() * slot_bytes_;
   for (Slot& slot : slots_) {
     if (slot.is_free != nullptr) slot.is_free->synchronize();
   }
@@ -72,21 +71,15 @@ void StreamLane::push(const StreamWorkPtr& work) {
 }
 
 void StreamLane::accept(const std::vector<StreamWorkPtr>& works, const EventPtr& weight_is_free) {
-  std::vector<StreamWorkPtr> started;
   {
     const std::lock_guard lock(mutex_);
     for (const StreamWorkPtr& work : works) {
       work->weight_is_free = weight_is_free;
       work->is_accepted = true;
-      if (work->phase == StreamWork::Phase::kStarted) started.push_back(work);
+      if (work->phase == StreamWork::Phase::kStarted) accepted_.push_back(work);
     }
   }
-  if (started.empty()) return;
-  thread_.post([this, started] {
-    guarded([&] {
-      for (const StreamWorkPtr& work : started) replace_weight(*work);
-    });
-  });
+  thread_.post([this] { run_next(); });
 }
 
 void StreamLane::cancel(const std::vector<StreamWorkPtr>& works) {
@@ -120,6 +113,7 @@ void StreamLane::guarded(Work work) {
 
 void StreamLane::run_next() {
   guarded([this] {
+    replace_accepted();
     if (const StreamWorkPtr work = take()) enqueue(*work);
     let_go_of_gradients(false);
   });
@@ -155,6 +149,16 @@ StreamWorkPtr StreamLane::take() {
   }
   if (work != nullptr) work->phase = StreamWork::Phase::kStarted;
   return work;
+}
+
+// Before any further piece: these weights are there, and the forward may be waiting for them.
+void StreamLane::replace_accepted() {
+  std::vector<StreamWorkPtr> accepted;
+  {
+    const std::lock_guard lock(mutex_);
+    accepted.swap(accepted_);
+  }
+  for (const StreamWorkPtr& work : accepted) replace_weight(*work);
 }
 
 StreamLane::Slot& StreamLane::next_slot() {

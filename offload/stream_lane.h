@@ -51,8 +51,8 @@ class StreamLane {
   StreamLane(std::shared_ptr<Device> device, Progress& progress, Trace& trace, size_t most_slots,
              FailureHandler on_failure);
 
-  /// Makes slots that hold `bytes` each, if they do not already; `allocate` gives device memory
-  /// that is ready when `stream` gets here. Call drain() first. The bytes of the whole ring.
+  /// Makes slots that hold `bytes` each, in the place of those there are; `allocate` gives device
+  /// memory that is ready when `stream` gets here. Call drain() first. The bytes of the whole ring.
   size_t reserve(size_t bytes, const Engine::Allocator& allocate, ComputeStream stream);
 
   /// Kernels enqueued from now on start after `event`.
@@ -72,6 +72,8 @@ class StreamLane {
   void drain() { thread_.drain(); }
   void rethrow_failure() { thread_.rethrow_failure(); }
 
+  /// What reserve() made them last.
+  [[nodiscard]] size_t slot_bytes() const { return slot_bytes_; }
   /// Bytes that a slot needs for a piece of `elements` elements of `parameter`.
   [[nodiscard]] static size_t slot_bytes(const Parameter& parameter, size_t elements);
 
@@ -92,6 +94,7 @@ class StreamLane {
   void run_next();
   [[nodiscard]] StreamWorkPtr take();
   void sort_arrived();
+  void replace_accepted();
   Slot& next_slot();
   void enqueue(StreamWork& work);
   [[nodiscard]] static std::vector<Part> place(StreamWork& work, std::byte* memory);
@@ -120,7 +123,8 @@ class StreamLane {
   std::mutex mutex_;
   std::deque<StreamWorkPtr> coming_;  // in the order in which their gradients appear
   std::multimap<std::pair<size_t, size_t>, StreamWorkPtr> ready_;  // by rank, then piece
-  Driver thread_;                                                  // last: it uses what is above
+  std::vector<StreamWorkPtr> accepted_;  // begun before they were accepted
+  Driver thread_;                        // last: it uses what is above
 };
 
 }  // namespace outboard

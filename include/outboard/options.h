@@ -50,9 +50,11 @@ struct EngineOptions {
   /// Bytes of one staging slot, and how many; used when gradients are accumulated on the host.
   size_t slot_bytes = size_t{32} << 20;
   int slots = 4;
-  /// Elements of one piece of a streamed parameter, and how many pieces are on the device at once.
+  /// Elements of one piece of a streamed parameter, and how many pieces are on the device at once,
+  /// as long as they take 1 GiB at most. State of the weight whose gradient comes last can wait
+  /// there for it.
   size_t stream_elements = size_t{8} << 20;
-  int stream_slots = 6;
+  int stream_slots = 16;
   /// For tests: weights that are on their way read as NaN until they arrive, so that a reader that
   /// did not wait is seen. Updates in backward are off then.
   bool poison_in_flight = false;

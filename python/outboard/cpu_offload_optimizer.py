@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ._attach import Attachment
 from ._base_class import BaseClass
 from ._engine_optimizer import EngineOptimizer
 from ._options import OffloadOptions
@@ -111,6 +110,8 @@ class CPUOffloadOptimizer(EngineOptimizer):
         """
         if self._attachment is not None:
             raise ValueError(f"[{WHO}] a model is attached already; detach() first")
+        from ._attach import Attachment  # it loads the compiler's front end, which takes a second
+
         self._attachment = Attachment(model, self._registry, self._engine, self._announce)
         self._schedule = self._choose_schedule()
         self._engine.set_schedule(self._schedule[0])
