@@ -122,17 +122,18 @@ void Pipeline::accept_early(Parameter& parameter, const EventPtr& weight_is_free
 }
 
 void Pipeline::check_finals(const StepRequest& request) const {
-  if (!has_early_ || announced_->start != EarlyStart::kFinal) return;
+  if (!has_early_) return;
   const bool needs_norm = request.max_gradient_norm > 0 || request.loss_scale != nullptr ||
                           request.found_inf != nullptr;
-  bool has_changed = false;
+  bool has_finals = false, has_changed = false;
   for (const ParameterPtr& parameter : parameters_) {
-    if (!parameter->early || parameter->early->is_void) continue;
+    if (!parameter->early || !parameter->early->is_final) continue;
+    has_finals = true;
     const auto& then = announced_->request;
     has_changed = has_changed || then.hyper[group_of(then, parameter->index)] !=
                                      request.hyper[group_of(request, parameter->index)];
   }
-  if (!needs_norm && !has_changed) return;
+  if (!has_changed && !(has_finals && needs_norm)) return;
   fail(ErrorKind::kState, "Engine",
        "updates were made in backward, without a norm to wait for, and ",
        needs_norm ? "this step has clipping or a loss scale, which was not announced"

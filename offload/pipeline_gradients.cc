@@ -27,17 +27,15 @@ void Pipeline::take(size_t index, const GradientSource& gradient, ComputeStream 
     fail(ErrorKind::kValue, kWho, "gradient of ", parameter.spec.name, " (",
          parameter.spec.elements, " elements) is null; give its address, or nothing at all");
   }
+  if (parameter.early && parameter.early->is_final) {
+    fail(ErrorKind::kState, kWho, "another gradient of ", parameter.spec.name,
+         " arrived after its update was made in backward, because the last step had ",
+         parameter.expected_uses,
+         " of them; wrap all backwards of a step but the last in "
+         "accumulate(), or use the schedule next_forward");
+  }
   try {
-    if (parameter.early) {
-      if (parameter.early->is_final) {
-        fail(ErrorKind::kState, kWho, "another gradient of ", parameter.spec.name,
-             " arrived after its update was made in backward, because the last step had ",
-             parameter.expected_uses,
-             " of them; wrap all backwards of a step but the last in "
-             "accumulate(), or use the schedule next_forward");
-      }
-      drop_early(parameter);
-    }
+    if (parameter.early) drop_early(parameter);
     parameter.taken_at = ++taken_;
     if (!gradient.is_revision) ++parameter.uses;
     take_in(parameter, gradient, stream);
@@ -117,6 +115,7 @@ void Pipeline::abandon(Parameter& parameter) {
     // The device is broken: nothing is under way on it any more.
   }
   drain();
+  parameter.early.reset();
   clear_gradient(parameter);
 }
 
@@ -136,8 +135,11 @@ bool Pipeline::owns_gradient(size_t index) const {
 }
 
 void Pipeline::clear_gradient(Parameter& parameter) {
-  if (parameter.early) drop_early(parameter);
-  parameter.early.reset();
+  if (parameter.early) {
+    drop_early(parameter);
+    if (parameter.early->is_final) ++parameter.step;  // made in place already: it stays, and counts
+    parameter.early.reset();
+  }
   parameter.gradient_ready = nullptr;
   parameter.contributions = 0;
   parameter.contributions_added = 0;

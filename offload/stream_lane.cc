@@ -37,7 +37,7 @@ size_t StreamLane::slot_bytes(const Parameter& parameter, size_t elements) {
     bytes += round_up(spec.formats[i].code_bytes(elements), kAlignment);
     bytes += round_up(spec.formats[i].scale_count(elements) * sizeof(float), kAlignment);
   }
-  return bytes;
+  return std::max(bytes, kAlignment);  // a piece without either takes a slot as well
 }
 
 size_t StreamLane::reserve(size_t bytes, const Engine::Allocator& allocate, ComputeStream stream) {
