@@ -20,9 +20,6 @@ bool has_states(const Parameter& parameter, std::span<const double> hyper) {
 }  // namespace
 
 void Pipeline::announce(const StepRequest& request, ComputeStream stream) {
-  if (options_.poison_in_flight && schedule_ != Schedule::kAtStep) {
-    store_.ensure_shadows(parameters_);  // streamed weights that are poisoned have to lie somewhere
-  }
   if (schedule_ != Schedule::kInBackward || options_.poison_in_flight || !is_usable()) return;
   if (has_early_) return;  // a second forward of the same step: what has begun stays as it is
   const UpdateStart start =

@@ -60,6 +60,8 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
     store_.ensure_states(*parameters_[index], request.hyper[group_of(request, index)]);
   }
   if (stream_ != nullptr) reserve_slots(stream);
+  // Streamed weights that are poisoned have to lie somewhere.
+  if (options_.poison_in_flight) store_.ensure_shadows(parameters_);
   is_in_step_ = true;
   const UpdateStart start = update_start(
       request.max_gradient_norm > 0, request.loss_scale != nullptr || request.found_inf != nullptr,
