@@ -71,7 +71,7 @@ struct PlanRequest {
   std::optional<Placement> placement = {};  ///< of what is not resident; none: the planner chooses
   size_t stream_elements = size_t{8}
                            << 20;  ///< of one slot of the device's ring, see EngineOptions
-  int stream_slots = 6;
+  int stream_slots = 16;
   size_t staging_bytes = size_t{128} << 20;  ///< ring of host slots, for accumulation
 };
 

@@ -119,9 +119,9 @@ void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerPara
         options.resident, [&](const at::Tensor& wish) { return wish.is_same(tensor); });
     added.names.push_back(name_of(tensor, group_sizes.size(), i));
     added.state_formats.push_back(format_of(added.names.back()));
-    const bool is_resident = is_wanted || tensor.numel() < options.min_offload_elements;
-    const bool is_streamed = options.placement == Placement::kStreamed && rule &&
-                             tensor.numel() >= options.min_stream_elements;
+    const bool is_streamed = options.placement == Placement::kStreamed && rule;
+    const bool is_resident = is_wanted || tensor.numel() < options.min_offload_elements ||
+                             (is_streamed && tensor.numel() < options.min_stream_elements);
     added.placements.push_back(is_resident   ? Placement::kResident
                                : is_streamed ? Placement::kStreamed
                                              : Placement::kHost);

@@ -29,7 +29,6 @@ from .hyper import WHO
 from .stats import Stats
 from .trace_recorder import TraceRecorder
 
-
 if TYPE_CHECKING:
     from ._attach import Attachment
 
@@ -97,7 +96,7 @@ class EngineOptimizer(StateDicts):
         first = self._engine.add_parameters(
             parameters,
             list(names),
-            [self._options.placement_of(p, n, bool(rule)) for p, n in named],
+            self._options.places_of(named, rule, master, formats),
             rule,
             self._values(group, rule),
             [wish.name for wish in formats],

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from . import _formats
+from ._placement import checked_placements, places_of
 from .hyper import WHO
 
-PLACEMENTS = ("auto", "host", "streamed", "resident")
 SCHEDULES = ("auto", "at_step", "next_forward", "in_backward")
-LEAST_STREAMED_ELEMENTS = 65536  # below it, five copies each way take longer than their bytes
 MASTERS = ("auto", "split", "fp32", "stochastic", "none")
 DEFAULT_CHUNK_ELEMENTS = 16 << 20
 
@@ -64,9 +63,15 @@ class EngineOptions:
         """A native engine with these options and no parameters."""
         return self._make_engine(False, True, DEFAULT_CHUNK_ELEMENTS)
 
-    def placement_of(self, parameter: torch.Tensor, name: str, is_native: bool) -> str:
-        """Where the state of a parameter on a device is: "host", "streamed" or "resident"."""
-        return "resident"
+    def places_of(
+        self,
+        named: Sequence[tuple[torch.Tensor, str]],
+        rule: str,
+        master: str,
+        formats: Sequence[_formats.FormatWish],
+    ) -> list[str]:
+        """Where the state of each parameter on a device is: "host", "streamed" or "resident"."""
+        return ["resident"] * len(named)
 
     def format_of(
         self, parameter: torch.Tensor, name: str, group: Mapping[str, Any]
@@ -141,6 +146,9 @@ class OffloadOptions(EngineOptions):
     placement: str | Mapping[Any, str] = "auto"
     schedule: str = "auto"
     accumulation_steps: int | None = None
+    machine: Any = None
+    device_state_bytes: int = 0
+    host_bytes: int | None = None
     chunk_elements: int | None = None
     poison_in_flight: bool = False
 
@@ -151,11 +159,13 @@ class OffloadOptions(EngineOptions):
         self._check_integer("min_offload_elements", 0, False)
         self._check_integer("chunk_elements", 1, True)
         self._check_integer("accumulation_steps", 1, True)
+        self._check_integer("device_state_bytes", 0, False)
+        self._check_integer("host_bytes", 0, True)
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"[{WHO}] schedule is {self.schedule!r}; give one of {list(SCHEDULES)}"
             )
-        object.__setattr__(self, "placement_wishes", _checked_placements(self.placement))
+        object.__setattr__(self, "placement_wishes", checked_placements(self.placement))
         wanted = self.resident
         if isinstance(wanted, (str, torch.Tensor)):
             wanted = (wanted,)
@@ -177,20 +187,15 @@ class OffloadOptions(EngineOptions):
         engine.set_accumulation_steps(self.accumulation_steps or 0)
         return engine
 
-    def placement_of(self, parameter: torch.Tensor, name: str, is_native: bool) -> str:
-        """Where the state of a parameter on a device is: "host", "streamed" or "resident"."""
-        elements = parameter.numel()
-        if any(_formats.fits(wish, parameter, name) for wish in self.resident):
-            return "resident"
-        for wish, place in self.placement_wishes:
-            if wish is not None and _formats.fits(wish, parameter, name):
-                return place
-        if elements < self.min_offload_elements:
-            return "resident"
-        usual = next((place for wish, place in self.placement_wishes if wish is None), "auto")
-        if usual == "streamed" and elements >= LEAST_STREAMED_ELEMENTS and is_native:
-            return "streamed"
-        return "host" if usual in ("auto", "streamed") else usual
+    def places_of(
+        self,
+        named: Sequence[tuple[torch.Tensor, str]],
+        rule: str,
+        master: str,
+        formats: Sequence[_formats.FormatWish],
+    ) -> list[str]:
+        """Where the state of each parameter on a device is: "host", "streamed" or "resident"."""
+        return places_of(self, named, rule, master, formats)
 
     def check_wishes(self, named: list[tuple[torch.Tensor, str]]) -> None:
         """Raises ValueError if something that names parameters fits none."""
@@ -198,20 +203,6 @@ class OffloadOptions(EngineOptions):
         _formats.check_all_fit("resident", self.resident, named)
         wishes = [wish for wish, _ in self.placement_wishes if wish is not None]
         _formats.check_all_fit("placement", wishes, named)
-
-
-def _checked_placements(placement: Any) -> list[tuple[Any, str]]:
-    """Pairs of what is meant (None: every other parameter) and where it goes."""
-    wishes = placement.items() if isinstance(placement, Mapping) else [(None, placement)]
-    for wish, place in wishes:
-        known = PLACEMENTS if wish is None else PLACEMENTS[1:]
-        if place not in known:
-            raise ValueError(f"[{WHO}] placement is {place!r}; give one of {list(known)}")
-        if wish is not None and not isinstance(wish, (str, torch.Tensor)):
-            raise TypeError(
-                f"[{WHO}] placement holds {wish!r}; give parameters, names or name patterns"
-            )
-    return list(wishes)
 
 
 def check_master(master: str) -> None:

@@ -47,12 +47,17 @@ class CPUOffloadOptimizer(EngineOptimizer):
         pin_memory: register transfer memory with CUDA.
         seed: of stochastic rounding.
         placement: "host" (the CPU updates), "streamed" (the GPU does; state passes through it,
-            gradients stay there and are added up by autograd) or "auto"; or {name pattern or
-            parameter: "host", "streamed" or "resident"}. Streamed parameters have 65536 elements at
-            least; smaller ones go to the host.
+            gradients stay there and are added up by autograd) or "auto" (the planner chooses;
+            "host" with offload_gradients, so that gradients never stay); or {name pattern or
+            parameter: "host", "streamed" or "resident"}. Of "streamed", parameters below 65536
+            elements are resident.
         schedule: "at_step", "next_forward", "in_backward" (both need attach) or "auto".
         accumulation_steps: backwards per step, if it is always the same: gradients are sent with
             the last. accumulate() says it each time, and neither is needed.
+        machine: an outboard.plan.Machine; None measures this one when the planner needs it (under 2
+            seconds, once per process).
+        device_state_bytes: how much state the planner may leave on the device.
+        host_bytes: how much host memory it may use; None: no limit.
         resident: parameters, names or name patterns (as in fnmatch) that stay resident.
         fused_amp: take grad_scale and found_inf from a GradScaler instead of being unscaled.
         chunk_elements: unit of pipeline work; None chooses.
@@ -86,6 +91,9 @@ class CPUOffloadOptimizer(EngineOptimizer):
         placement: Any = "auto",
         schedule: str = "auto",
         accumulation_steps: int | None = None,
+        machine: Any = None,
+        device_state_bytes: int = 0,
+        host_bytes: int | None = None,
         fused_amp: bool = False,
         chunk_elements: int | None = None,
         poison_in_flight: bool = False,
@@ -140,6 +148,7 @@ class CPUOffloadOptimizer(EngineOptimizer):
 
     step.__doc__ = EngineOptimizer.step.__doc__
     _has_warned_of_schedule = False
+    _has_checked_memory = False
 
     def _choose_schedule(self) -> tuple[str, str]:
         options = self._options
@@ -159,6 +168,37 @@ class CPUOffloadOptimizer(EngineOptimizer):
         """What the coming step will be made with, as far as the groups say now."""
         if self._schedule[0] == "at_step":
             return
+        if self._schedule[0] == "in_backward" and not self._has_checked_memory:
+            self._check_memory()
         values = [self._values(group, self._base.rule_of(group)) for group in self.param_groups]
         numbers = self._registry.group_numbers(self.param_groups)
         self._engine.announce_step(values, numbers, self._max_norm())
+
+    def _check_memory(self) -> None:
+        """Gives updates in backward up if their new weights would take the last of the device.
+
+        Before the second step's forward: the first step has shown what else the device holds.
+        """
+        if self._engine.stats()["steps"] == 0:
+            return
+        self._has_checked_memory = True
+        streamed = [
+            p
+            for i, p in enumerate(self._registry.parameters)
+            if self._engine.placement(i) == "streamed"
+        ]
+        if not streamed or not streamed[0].is_cuda or self._options.schedule != "auto":
+            return
+        device = streamed[0].device
+        wanted = sum(p.numel() * p.element_size() for p in streamed)
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+        if free - wanted >= total // 20:
+            return
+        reason = (
+            f"weights of updates in backward would take {wanted / 2**30:.1f} GiB of the device, "
+            f"which has {free / 2**30:.1f} GiB left"
+        )
+        self._schedule = ("next_forward", reason)
+        self._engine.set_schedule("next_forward")
+        logging.getLogger("outboard").info("schedule %s: %s", *self._schedule)

@@ -27,6 +27,8 @@ class Run:
 
     def __init__(self, model, schedule=None, place=SIMULATED, **options):
         self.model = model.to(place.device)
+        if hasattr(model, "make"):
+            model.make()  # views are of the weights that were
         if schedule is not None:
             options |= {"schedule": schedule, "poison_in_flight": True}
         self.optimizer = optimizer_for(model, place, **options)

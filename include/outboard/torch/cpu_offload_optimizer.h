@@ -144,7 +144,7 @@ struct CPUOffloadOptions {
   /// to host memory while gradients stay there (in the type and sums that autograd gives them, also
   /// with offload_gradients).
   Placement placement = Placement::kHost;
-  int64_t min_stream_elements = 65536;  ///< smaller parameters are updated on the host instead
+  int64_t min_stream_elements = 65536;  ///< of kStreamed, smaller parameters stay resident
   /// When updates run, with the same results. Other than kAtStep: call before_forward() before each
   /// forward and whenever else weights are read; or wait() for each part of the model on its own.
   Schedule schedule = Schedule::kAtStep;

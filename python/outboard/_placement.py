@@ -1,0 +1,121 @@
+"""Where the state of each parameter goes: what the user says first, sizes next, the planner last.
+
+The planner's cost model is native (docs/planning.md); no arithmetic on bytes or times here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import _formats
+from .hyper import WHO
+
+if TYPE_CHECKING:
+    from ._options import OffloadOptions
+
+PLACEMENTS = ("auto", "host", "streamed", "resident")
+LEAST_STREAMED_ELEMENTS = 65536  # below it, five copies each way take longer than their bytes
+_MASTERS = {"none": "stochastic"}
+# Their norms are of whole parameters, which would have to be on the device at once.
+_RULES_OF_WHOLE_PARAMETERS = ("LAMB", "LARS")
+
+
+def checked_placements(placement: Any) -> list[tuple[Any, str]]:
+    """Pairs of what is meant (None: every other parameter) and where it goes."""
+    wishes = placement.items() if isinstance(placement, Mapping) else [(None, placement)]
+    for wish, place in wishes:
+        known = PLACEMENTS if wish is None else PLACEMENTS[1:]
+        if place not in known:
+            raise ValueError(f"[{WHO}] placement is {place!r}; give one of {list(known)}")
+        if wish is not None and not isinstance(wish, (str, torch.Tensor)):
+            raise TypeError(
+                f"[{WHO}] placement holds {wish!r}; give parameters, names or name patterns"
+            )
+    return list(wishes)
+
+
+def places_of(
+    options: OffloadOptions,
+    named: Sequence[tuple[torch.Tensor, str]],
+    rule: str,
+    master: str,
+    formats: Sequence[_formats.FormatWish],
+) -> list[str]:
+    """ "host", "streamed" or "resident" for each parameter of a group. `rule`: "" if not native.
+
+    May measure the machine, once per process, if "auto" is left to decide.
+    """
+    places = [_place_of(options, parameter, name, rule) for parameter, name in named]
+    open_ = [i for i, place in enumerate(places) if place == "auto"]
+    if not open_:
+        return places
+    chosen = ["host"] * len(open_)
+    parameters = [named[i][0] for i in open_]
+    # Streamed gradients stay on the device until their update. Whoever gives gradients away to have
+    # that memory back is not made to wait for it.
+    is_planned = rule and rule not in _RULES_OF_WHOLE_PARAMETERS and not options.offload_gradients
+    if is_planned and _has_machine(options, parameters):
+        chosen = _planned(options, parameters, rule, master, formats[open_[0]].name)
+    for i, place in zip(open_, chosen, strict=True):
+        places[i] = place
+    return places
+
+
+def _place_of(options: OffloadOptions, parameter: torch.Tensor, name: str, rule: str) -> str:
+    if any(_formats.fits(wish, parameter, name) for wish in options.resident):
+        return "resident"
+    for wish, place in options.placement_wishes:
+        if wish is not None and _formats.fits(wish, parameter, name):
+            return place
+    usual = next((place for wish, place in options.placement_wishes if wish is None), "auto")
+    elements = parameter.numel()
+    if elements < options.min_offload_elements or usual == "resident":
+        return "resident"
+    if usual == "streamed" and not rule:
+        return "host"
+    if usual == "streamed" and elements < LEAST_STREAMED_ELEMENTS:
+        return "resident"
+    return usual
+
+
+def _has_machine(options: OffloadOptions, parameters: Sequence[torch.Tensor]) -> bool:
+    return options.machine is not None or parameters[0].is_cuda
+
+
+def _planned(
+    options: OffloadOptions,
+    parameters: Sequence[torch.Tensor],
+    rule: str,
+    master: str,
+    state_format: str,
+) -> list[str]:
+    from . import plan
+
+    dtype = str(parameters[0].dtype).removeprefix("torch.")
+    if master == "auto":
+        master = {"bfloat16": "split", "float16": "fp32"}.get(dtype, "weight")
+    master = _MASTERS.get(master, master)
+    wish = plan.PlanWish(
+        rule=rule,
+        state_format=state_format,
+        dtype=dtype,
+        master=master,
+        needs_norm=options.skip_nonfinite or options.max_grad_norm is not None,
+        offload_gradients=False,
+        # How long forward and backward take is not known yet: the mixture that is updated soonest.
+        is_attached=False,
+        device_state_bytes=options.device_state_bytes,
+        host_bytes=options.host_bytes,
+    )
+    machine = options.machine or plan.measured_machine(
+        parameters[0].device.index or 0,
+        rule=rule,
+        state_formats=(state_format,),
+        dtype=dtype,
+        master=master,
+        threads=options.threads or 0,
+    )
+    return plan.make_plan([p.numel() for p in parameters], machine, wish).placements
