@@ -40,6 +40,8 @@ def _streamed(clip: float = 0.0, **options: Any) -> Case:
     return _hidden(clip, placement="streamed", **options)
 
 
+# Four parameters in ten, by the last digit of their number.
+_MIXTURE = {"*[0-3][]]": "streamed"}
 # bf16 state without a master is what torchao's optimizer keeps for a bf16 model.
 _TORCHAO_LIKE = {"state_format": "bf16", "master": "none"}
 # Random tokens give norms between 1 and 2: clipping to the first fires at times, to the second
@@ -73,6 +75,10 @@ CASES: dict[str, Case] = {
     "fp32-streamed": _streamed(skip_nonfinite=False),
     "fp32-streamed-clip": _streamed(_HUGE),
     "fp32-streamed-clip-fires": _streamed(_TINY),
+    "fp32-mixed": _hidden(skip_nonfinite=False, placement=_MIXTURE),
+    "fp32-mixed-clip-fires": _hidden(_TINY, placement=_MIXTURE),
+    "8bit-auto-clip": Case("outboard", _HUGE, {"state_format": "8bit"}, attach=True),
+    "fp32-auto-clip": Case("outboard", _HUGE, attach=True),
     "bf16-nomaster-hidden": _hidden(skip_nonfinite=False, **_TORCHAO_LIKE),
     "bf16-nomaster-streamed": _streamed(skip_nonfinite=False, **_TORCHAO_LIKE),
     "torch-fused": Case("torch"),
