@@ -1,5 +1,6 @@
 // Gradients between two steps: taking, adding, forgetting and measuring them; see pipeline.h. What
 // a step does with them lives in pipeline.cc.
+#include <algorithm>
 #include <cstring>
 
 #include "offload/pipeline.h"
@@ -125,6 +126,11 @@ void Pipeline::forget(Parameter& parameter) {
   if (parameter.is_accumulated) driver_.drain();
   const std::lock_guard lock(intake_mutex_);
   clear_gradient(parameter);
+  parameter.uses = 0;
+  // The last one: what the coming step is made with may be said anew.
+  has_early_ = has_early_ && std::ranges::any_of(parameters_, [](const ParameterPtr& other) {
+                 return other->early.has_value();
+               });
 }
 
 bool Pipeline::owns_gradient(size_t index) const {
@@ -153,8 +159,6 @@ void Pipeline::forget_all() {
     if (parameter->has_gradient()) forget(*parameter);
     parameter->uses = 0;
   }
-  const std::lock_guard lock(intake_mutex_);
-  has_early_ = false;
 }
 
 void Pipeline::note_active() {
