@@ -133,9 +133,10 @@ def _draw_lane(
     axes: Any, lane: str, spans: list[Span], row: int, window: tuple[float, float]
 ) -> None:
     """The bars; pieces that overlap in time share the row's height. Neighbours that are wide enough
-    alternate between two shades: edges would hide bars that are a pixel wide."""
+    alternate between two shades: edges would hide bars that are a pixel wide. Exposed time has its
+    true width: hundreds of waits of microseconds would look like one long one."""
     rows = _stacked(spans)
-    thinnest = (window[1] - window[0]) * _THINNEST
+    thinnest = 0.0 if lane == EXPOSED else (window[1] - window[0]) * _THINNEST
     height = _BAR / len(rows)
     for number, stacked in enumerate(rows):
         colours = [_colour(lane, s.name) for s in stacked]
