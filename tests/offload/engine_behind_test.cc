@@ -266,11 +266,11 @@ TEST_F(EngineBehind, AStepThatIsNotDecidedLeavesNothingUnderWay) {
 
 TEST_F(EngineBehind, AStepThatFailsHalfWayLeavesNothingUnderWay) {
   make(behind_the_step(), {kHost, Placement::kResident});
+  fault_.emplace(Call::kUpdateResident);
   const ComputeStream held = device_->make_stream();
   backward();
   device_->wait(held, device_->record(stream_));
   device_->submit(held, [this] { gate_->wait(); });
-  fault_.emplace(Call::kUpdateResident);
   fault_->arm(0);
   const auto begun =
       meanwhile([&] { EXPECT_THROW((void)engine_->begin_step(request_, held), Error); });

@@ -15,9 +15,11 @@ namespace {
 
 using testing::after;
 using testing::all;
+using testing::happens_soon;
 using testing::kElements;
 using testing::kHost;
 using testing::kStreamed;
+using testing::meanwhile;
 using testing::SmallEngine;
 using testing::Values;
 
@@ -99,6 +101,39 @@ TEST_F(EngineEarly, StatesThatDoNotExistYetAreMadeAtTheStep) {
   EXPECT_EQ(engine_->stats().early_updates, 0);
   EXPECT_TRUE(step(request_));
   expect_weights(all(8));
+}
+
+// A state that comes late makes the ring grow, while a guess is on its way to the old one.
+TEST_F(EngineEarly, ARingThatAGuessIsPutIntoIsNotReplaced) {
+  make(tentative(), {kStreamed});
+  Values large(2 * kElements, 10.0f);
+  const Values gradient(2 * kElements, 1.0f);
+  ParameterSpec spec = *engine_->view(0).spec;
+  spec.weight = large.data();
+  spec.elements = large.size();
+  spec.hyper[1] = 0;
+  engine_->add_parameters({spec}, stream_);
+  request_.hyper.push_back(spec.hyper);
+  request_.group_of = {0, 1};
+  const auto send_both = [&] {
+    forward();
+    send(0);
+    engine_->gradient_ready(1, {gradient.data(), nullptr}, stream_);
+  };
+  send_both();
+  EXPECT_TRUE(step(request_));
+  engine_->wait_weights({{1}}, stream_);
+  hold();
+  send_both();
+  request_.hyper[1][1] = 1;  // momentum
+  const int before = allocations_;
+  const auto stepped = meanwhile([this] { EXPECT_TRUE(step(request_)); });
+  EXPECT_FALSE(happens_soon([&] { return allocations_ != before; }));
+  gate_->open();
+  stepped.wait();
+  expect_weights(after(2));
+  EXPECT_GT(allocations_, before);
+  EXPECT_EQ(large, Values(2 * kElements, 8.0f));
 }
 
 TEST_F(EngineEarly, ForgettingAGuessLeavesEverythingAsItWas) {

@@ -142,12 +142,14 @@ class SmallEngine : public ::testing::Test {
   void hold() { is_holding_ = true; }
   void see(Call call) {
     if (fault_) fault_->see(call);
+    if (call == Call::kAllocate) ++allocations_;
     const bool is_held =
         call == Call::kSynchronize || call == Call::kUpdateResident || call == also_holds_;
     if (is_held && is_holding_ && !is_of_test) gate_->wait();
   }
 
   std::atomic<bool> is_holding_ = false;
+  std::atomic<int> allocations_ = 0;
   std::atomic<Call> also_holds_ = Call::kUpdateResident;
   std::unique_ptr<Gate> gate_ = std::make_unique<Gate>();
   std::optional<Fault> fault_;
