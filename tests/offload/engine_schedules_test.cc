@@ -162,6 +162,17 @@ TEST(EngineInBackward, ANonfiniteGradientSkipsTheStepExactly) {
   EXPECT_GT(stats.dropped_updates, 0);
 }
 
+// Without a norm over all gradients, a parameter's own norm still needs its whole gradient.
+TEST(EngineSchedulesNorms, AreOfWholeGradients) {
+  Trial trial = trial_of(Schedule::kNextForward, Places::kHost, Clip::kOff, 21);
+  trial.rule = rule_named("LAMB").id;
+  trial.skips_nonfinite = false;
+  trial.loss_scale = 1;
+  trial.accumulation = 1;
+  trial.steps = 3;
+  expect_equal(trial, 500);
+}
+
 class EngineSchedulesSlow : public ::testing::TestWithParam<RuleId> {};
 
 TEST_P(EngineSchedulesSlow, EqualThePlainLoop) {
