@@ -3,8 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <functional>
+#include <future>
 #include <iterator>
 #include <memory>
 #include <vector>
@@ -86,6 +89,34 @@ TEST_F(EngineBehind, WhoWaitsForAWeightReadsIt) {
   is_read->synchronize();
   EXPECT_EQ(seen, std::vector<Values>(2, after(1)));
   EXPECT_EQ(weights_, seen);
+}
+
+// The lane is busy until all gradients but one are there. By rank alone, that one would be next.
+TEST_F(EngineBehind, AGradientThatComesLateHoldsUpNoOther) {
+  std::promise<void> is_busy;
+  std::atomic<bool> has_begun = false;
+  on_call_ = [&](Call call) {
+    if (call != Call::kCopyToDevice || has_begun.exchange(true)) return;
+    is_busy.set_value();
+    gate_->wait();
+  };
+  make(behind_the_step(), {kHost, kHost, kHost});
+  engine_->set_use_order({{2, 1, 0}});
+  const ComputeStream late = device_->make_stream();
+  Gate late_gate;
+  device_->submit(late, [&] { late_gate.wait(); });
+  send(0);
+  send(1);
+  engine_->gradient_ready(2, {gradients_[2].data(), nullptr}, late);
+  EXPECT_TRUE(step(request_));
+  is_busy.get_future().wait();
+  EXPECT_FALSE(happens_soon([] { return false; }));  // the others could be pushed by now
+  gate_->open();
+  const auto waited = meanwhile([this] { engine_->wait_weights({{0, 1}}, stream_); });
+  EXPECT_EQ(waited.wait_for(std::chrono::seconds(10)), std::future_status::ready);
+  late_gate.open();
+  waited.wait();
+  expect_weights(after(1));
 }
 
 TEST_F(EngineBehind, AStepWaitsForTheStepBefore) {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <functional>
 #include <future>
 #include <memory>
 #include <optional>
@@ -143,12 +144,14 @@ class SmallEngine : public ::testing::Test {
   void see(Call call) {
     if (fault_) fault_->see(call);
     if (call == Call::kAllocate) ++allocations_;
+    if (on_call_) on_call_(call);
     const bool is_held =
         call == Call::kSynchronize || call == Call::kUpdateResident || call == also_holds_;
     if (is_held && is_holding_ && !is_of_test) gate_->wait();
   }
 
   std::atomic<bool> is_holding_ = false;
+  std::function<void(Call)> on_call_;  // set before make()
   std::atomic<int> allocations_ = 0;
   std::atomic<Call> also_holds_ = Call::kUpdateResident;
   std::unique_ptr<Gate> gate_ = std::make_unique<Gate>();
