@@ -78,7 +78,7 @@ def _place_of(options: OffloadOptions, parameter: torch.Tensor, name: str, rule:
         return "host"
     if usual == "streamed" and elements < LEAST_STREAMED_ELEMENTS:
         return "resident"
-    return usual
+    return "host" if elements == 0 else usual
 
 
 def _has_machine(options: OffloadOptions, parameters: Sequence[torch.Tensor]) -> bool:
