@@ -143,7 +143,8 @@ bool Pipeline::owns_gradient(size_t index) const {
 void Pipeline::clear_gradient(Parameter& parameter) {
   if (parameter.early) {
     drop_early(parameter);
-    if (parameter.early->is_final) ++parameter.step;  // made in place already: it stays, and counts
+    // Made in place already: it stays, and counts.
+    if (parameter.early->is_final && !parameter.gradient_failure) ++parameter.step;
     parameter.early.reset();
   }
   parameter.gradient_ready = nullptr;

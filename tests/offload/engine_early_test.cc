@@ -15,6 +15,7 @@ namespace {
 
 using testing::after;
 using testing::all;
+using testing::Call;
 using testing::happens_soon;
 using testing::kElements;
 using testing::kHost;
@@ -122,7 +123,7 @@ TEST_F(EngineEarly, ARingThatAGuessIsPutIntoIsNotReplaced) {
   };
   send_both();
   EXPECT_TRUE(step(request_));
-  engine_->wait_weights({{1}}, stream_);
+  engine_->synchronize();
   hold();
   send_both();
   request_.hyper[1][1] = 1;  // momentum
@@ -192,6 +193,27 @@ TEST_F(EngineEarly, AnUpdateForGoodRefusesAnotherGradient) {
   expect_weights(after(2));
   for (const size_t p : {0, 1}) EXPECT_EQ(engine_->view(p).step, 2);
   EXPECT_TRUE(engine_->is_usable());
+}
+
+TEST_F(EngineEarly, AnUpdateForGoodIsNotMadeWithABrokenSum) {
+  make(for_good(), {kHost});
+  std::ranges::fill(gradients_[0], 0.5f);
+  const auto train_twice = [this] {
+    forward();
+    send(0);
+    engine_->synchronize();
+    if (engine_->view(0).step == 1 && !fault_->has_struck()) fault_->arm(0);
+    send(0);
+    return step(request_);
+  };
+  fault_.emplace(Call::kSynchronize);
+  EXPECT_TRUE(train_twice());
+  EXPECT_THROW((void)train_twice(), Error);  // the driver fails to add the second micro-batch
+  fault_->disarm();
+  EXPECT_TRUE(engine_->is_usable());
+  EXPECT_THROW(engine_->synchronize(), Error);  // of the driver itself
+  expect_weights(after(1));
+  EXPECT_EQ(engine_->view(0).step, 1);
 }
 
 TEST_F(EngineEarly, SchedulesMayChangeBetweenSteps) {
