@@ -190,7 +190,7 @@ TEST(Plan, TheRingIsBounded) {
     return plan_bytes(request, streamed, Schedule::kNextForward).device_ring;
   };
   const size_t slot = request.stream_elements * 65 / 16;
-  EXPECT_EQ(ring(), 6 * slot);
+  EXPECT_EQ(ring(), 16 * slot);
   request.stream_elements = size_t{64} << 20;
   EXPECT_EQ(ring(), 3 * (request.stream_elements * 65 / 16)) << "four would be more than 1 GiB";
   request.stream_elements = size_t{192} << 20;
