@@ -65,6 +65,10 @@ def train(options: argparse.Namespace, corpus: Corpus, recipe: Recipe, console: 
     if options.stop_at and trainer.step < options.steps:
         console.print(f"stopped at step {trainer.step}; continue with --resume")
         return
+    if trainer.recorder is not None:
+        console.print(f"{options.trace}: where the time of the traced steps went")
+        for step in trainer.recorder.steps:
+            console.print(str(step), markup=False, highlight=False)
     text = sample_text(trainer, console)
     runs = {name: trainer.history}
     plain, plain_history = report.plain_adamw(footprint, trainer.model), None
@@ -103,6 +107,8 @@ def make_trainer(
             offload_gradients=options.offload_gradients,
             state_format=options.state_format,
             master=options.master,
+            placement=options.placement,
+            schedule=options.schedule,
             seed=options.seed,
         )
     else:
@@ -112,6 +118,8 @@ def make_trainer(
 
 def finish(trainer: Trainer) -> Footprint:
     """Waits for the last step, evaluates, and measures."""
+    if trainer.recorder is not None:
+        trainer.recorder.stop()
     stats = trainer.updater.finish()
     footprint = report.measure(
         trainer.model,

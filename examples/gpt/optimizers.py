@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -42,9 +43,11 @@ class Recipe:
 class Updater(Protocol):
     """One optimizer as the training loop sees it."""
 
+    def start_step(self, learning_rate: float) -> None: ...
+    def trace(self, path: Path) -> Any: ...
     def micro_step(self, is_last: bool) -> contextlib.AbstractContextManager[None]: ...
     def backward(self, loss: Tensor) -> None: ...
-    def step(self, learning_rate: float) -> None: ...
+    def step(self) -> None: ...
     def finish(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -116,6 +119,8 @@ class OutboardUpdater:
         offload_gradients: bool,
         state_format: str,
         master: str,
+        placement: str,
+        schedule: str,
         seed: int,
     ) -> None:
         import outboard
@@ -128,12 +133,25 @@ class OutboardUpdater:
             offload_gradients=offload_gradients,
             state_format=state_format,
             master=master,
+            placement=placement,
+            schedule=schedule,
             max_grad_norm=recipe.clip or None,
             seed=seed,
             fused_amp=is_half,
             **recipe.keywords,
         )
         self.scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=is_half)
+        if parameters[0].device.type == "cuda" and schedule != "at_step":
+            self.optimizer.attach(model)  # each module waits for its own weights
+
+    def start_step(self, learning_rate: float) -> None:
+        # Before the forward: updates may begin in its backward, with what the groups say by then.
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def trace(self, path: Path) -> Any:
+        """Records the next steps; the result's `steps` then say where their time went."""
+        return self.optimizer.trace(path)
 
     def micro_step(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if is_last else self.optimizer.accumulate()
@@ -141,9 +159,7 @@ class OutboardUpdater:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+    def step(self) -> None:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -176,6 +192,13 @@ class TorchUpdater:
         is_half = self.weights[0].dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.weights[0].device.type, enabled=is_half)
 
+    def start_step(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def trace(self, path: Path) -> None:
+        """torch's optimizer records nothing."""
+
     def micro_step(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         del is_last  # gradients add up where they are
         return contextlib.nullcontext()
@@ -183,9 +206,7 @@ class TorchUpdater:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+    def step(self) -> None:
         if self.has_masters:
             for weight, master in zip(self.weights, self.masters, strict=True):
                 master.grad = None if weight.grad is None else weight.grad.float()

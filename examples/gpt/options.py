@@ -34,6 +34,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--compare repeats a whole run: leave out --resume and --stop-at")
     if options.compare and not options.offload:
         parser.error("--compare compares outboard with torch: leave out --no-offload")
+    if options.trace and not options.offload:
+        parser.error("--trace records outboard's work: leave out --no-offload")
     if options.offload_gradients and not options.offload:
         parser.error("--offload-gradients needs --offload")
     if options.offload_gradients and not has_gpu:
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     run.add_argument("--compare", action="store_true", help="run again with torch's optimizer")
+    run.add_argument("--trace", type=Path, help="record three steps to this file, and print them")
     run.add_argument("--out", type=Path, default=Path("runs/gpt"), help="folder for the results")
     optimizer = parser.add_argument_group("optimizer")
     optimizer.add_argument(
@@ -88,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     optimizer.add_argument("--master", default="auto", help="auto, split, fp32 or none")
     optimizer.add_argument("--offload", action=argparse.BooleanOptionalAction, default=True)
     optimizer.add_argument("--offload-gradients", action="store_true")
+    optimizer.add_argument(
+        "--placement", choices=("auto", "host", "streamed"), default="auto", help="of the state"
+    )
+    optimizer.add_argument(
+        "--schedule", choices=("auto", "at_step", "next_forward", "in_backward"), default="auto"
+    )
     saving = parser.add_argument_group("checkpoint")
     saving.add_argument("--checkpoint", type=Path, help="default: checkpoint.pt below --out")
     saving.add_argument("--save-every", type=_positive, help="steps; default: at the end only")

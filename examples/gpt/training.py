@@ -27,6 +27,7 @@ from gpt.options import check_fingerprint, fingerprint
 PHASES = ("forward", "backward", "step")
 WARM_UP_STEPS = 3  # first steps allocate and choose kernels; the report leaves their times out
 _HELD_OUT_BATCHES = 16
+_FIRST_TRACED_STEP = 5  # what is learned in the first ones is known by then
 
 
 @dataclass
@@ -113,6 +114,7 @@ class Trainer:
         self.model = model
         self.updater = updater
         self.history = History()
+        self.recorder: Any = None  # of --trace
         self.step = 0  # steps taken, those before a resume included
         self._pending: tuple[Tensor, PhaseClock] | None = None
         self._started = 0.0
@@ -185,6 +187,9 @@ class Trainer:
         options = self.options
         clock = PhaseClock(options.device)
         total = torch.zeros((), device=options.device)
+        if options.trace and self.step == _FIRST_TRACED_STEP:
+            self.recorder = self.updater.trace(options.trace)
+        self.updater.start_step(self._learning_rate())
         for micro in range(options.accumulation):
             batch = self.corpus.batch(
                 options.batch, options.seq, seed=options.seed, step=self.step, micro=micro
@@ -197,7 +202,7 @@ class Trainer:
             total += loss.detach()
         loss_on_host = _start_copy(total)
         with clock.phase("step"):
-            self.updater.step(self._learning_rate())
+            self.updater.step()
         self.step += 1
         now = time.perf_counter()
         self._elapsed, self._started = now - self._started, now
