@@ -1,6 +1,5 @@
 // What Python sees: torch.classes.outboard.TensorEngine and a few look-up functions in
 // torch.ops.outboard. Translates types and errors; holds no logic.
-#include <c10/util/Exception.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
@@ -10,32 +9,12 @@
 #include "cpu_kernels/targets.h"
 #include "offload/torch/tensor_engine.h"
 #include "outboard/error.h"
+#include "python/translated.h"
 
 namespace outboard {
 namespace {
 
 using StateDict = c10::Dict<std::string, at::Tensor>;
-
-// Python gets ValueError, TypeError, torch.OutOfMemoryError or RuntimeError with the library's own
-// message.
-template <class Call>
-auto translated(Call call) -> decltype(call()) {
-  try {
-    return call();
-  } catch (const Error& error) {
-    switch (error.kind()) {
-      case ErrorKind::kValue:
-        TORCH_CHECK_VALUE(false, error.what());
-      case ErrorKind::kType:
-        TORCH_CHECK_TYPE(false, error.what());
-      case ErrorKind::kMemory:
-        TORCH_CHECK_WITH(OutOfMemoryError, false, error.what());
-      default:
-        TORCH_CHECK(false, error.what());
-    }
-  }
-  throw;  // not reached: every case above throws
-}
 
 StateDict to_dict(const TensorMap& map) {
   StateDict dict;
