@@ -31,7 +31,8 @@ namespace outboard {
 
 /// The flow of one optimizer. take() and wait_weights() may be called from any thread, the rest
 /// from the caller's thread. What happens to gradients is in pipeline_gradients.cc, to a step in
-/// pipeline_step.cc, and before it in pipeline_early.cc.
+/// pipeline_step.cc, what it hands to the lanes in pipeline_updates.cc, and what comes before it in
+/// pipeline_early.cc.
 class Pipeline {
  public:
   Pipeline(const EngineOptions& options, std::shared_ptr<Device> device, StateStore& store);
