@@ -40,7 +40,7 @@ void Pipeline::take(size_t index, const GradientSource& gradient, ComputeStream 
     parameter.taken_at = ++taken_;
     if (!gradient.is_revision) ++parameter.uses;
     take_in(parameter, gradient, stream);
-    if (may_start_early(parameter)) start_early(parameter, stream);
+    if (gradient.is_last && may_start_early(parameter)) start_early(parameter, stream);
   } catch (...) {
     // A part of it may be under way: half a gradient must not be stepped with, and copies must end
     // before the caller takes its memory back.

@@ -57,8 +57,9 @@ struct ParameterSpec {
 struct GradientSource {
   const void* data = nullptr;
   std::shared_ptr<void> owner;
-  bool is_revision =
-      false;  ///< replaces what was taken before: not the result of a further backward
+  bool is_revision = false;  ///< replaces what was taken before: no further backward gave it
+  bool is_last = true;       ///< as far as the caller knows, no backward of this step follows: only
+                             ///< then may its update begin before the step
 };
 
 /// A device gradient that gradient_ready() took from this place.
@@ -124,7 +125,7 @@ class Engine {
   /// host, or being updated with for good. Else the caller keeps it until the step.
   [[nodiscard]] bool owns_gradient(size_t parameter) const;
   /// Drops what gradient_ready() gave for this parameter (all: for every parameter) since the last
-  /// step.
+  /// step. An update that was made for good in backward stays, and counts as one of its steps.
   void forget_gradient(size_t parameter);
   void forget_gradients();
   [[nodiscard]] bool has_gradient(size_t parameter) const;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <unordered_set>
 
 #include "offload/torch/hyper.h"
@@ -127,6 +128,12 @@ void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerPara
                                              : Placement::kHost);
   }
   const size_t first = engine.add_parameters(added);
+  if (options.schedule != Schedule::kAtStep) {
+    // Models register their layers in the order in which they use them, nearly always.
+    std::vector<size_t> order(engine.parameter_count());
+    std::iota(order.begin(), order.end(), size_t{0});
+    engine.set_use_order(order);
+  }
   if (generic) generic->add(first, group);
   for (size_t i = 0; i < group.params().size(); ++i) {
     indices[group.params()[i].unsafeGetTensorImpl()] = first + i;

@@ -205,8 +205,12 @@ void TensorEngine::send(size_t parameter, const at::Tensor& gradient, bool is_re
   check_gradient(slot, gradient);
   at::Tensor source = same_order(slot, gradient);
   const void* data = source.data_ptr();
-  engine_->gradient_ready(
-      parameter, {data, std::make_shared<at::Tensor>(std::move(source)), is_revision}, stream());
+  engine_->gradient_ready(parameter,
+                          {.data = data,
+                           .owner = std::make_shared<at::Tensor>(std::move(source)),
+                           .is_revision = is_revision,
+                           .is_last = !is_accumulating_},
+                          stream());
   if (engine_->owns_gradient(parameter)) {
     slot.sent_gradient.reset();
     return;

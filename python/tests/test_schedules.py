@@ -7,6 +7,7 @@ nothing waited for, or an update that came too early, shows in the losses or in 
 import copy
 import gc
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -255,6 +256,34 @@ def test_auto_says_what_it_chose(caplog):
     stats = optimizer.stats()
     assert stats.schedule in SCHEDULES
     assert [r for r in caplog.records if stats.schedule in r.getMessage()]
+
+
+@pytest.mark.parametrize("placement", ["host", "streamed"])
+def test_accumulate_allows_any_number_of_backwards(placement):
+    options = {
+        "offload_gradients": True,
+        "skip_nonfinite": False,
+        "placement": placement,
+        "min_offload_elements": 1,
+    }
+    results = []
+    for schedule in (None, "in_backward"):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(256, 512)
+        given = {} if schedule is None else {"schedule": schedule}
+        optimizer = SIMULATED.optimizer(model.parameters(), **options, **given)
+        if schedule is not None:
+            optimizer.attach(model)
+        for backwards in (2, 2, 4, 1, 3):
+            for micro_step in range(backwards):
+                with optimizer.accumulate() if micro_step < backwards - 1 else nullcontext():
+                    model(torch.full((2, 256), 0.1 * backwards)).pow(2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        optimizer.synchronize()
+        results.append([p.detach().clone() for p in model.parameters()])
+        assert schedule is None or optimizer.stats().step.early_updates > 0
+    assert_same(*results)
 
 
 def test_schedule_without_a_model_warns_once(schedule):

@@ -195,6 +195,18 @@ TEST_F(EngineEarly, AnUpdateForGoodRefusesAnotherGradient) {
   EXPECT_TRUE(engine_->is_usable());
 }
 
+TEST_F(EngineEarly, AGradientThatIsNotTheLastStartsNothing) {
+  make(for_good(), {kHost});
+  train();
+  EXPECT_EQ(engine_->stats().early_updates, 0);
+  forward();
+  engine_->gradient_ready(0, {.data = gradients_[0].data(), .is_last = false}, stream_);
+  send(0);
+  EXPECT_TRUE(step(request_));
+  expect_weights(all(9 - (1 + (1 + 1))));  // the momentum, and the sum of both gradients
+  EXPECT_EQ(engine_->stats().early_updates, 0);
+}
+
 TEST_F(EngineEarly, AnUpdateForGoodIsNotMadeWithABrokenSum) {
   make(for_good(), {kHost});
   std::ranges::fill(gradients_[0], 0.5f);

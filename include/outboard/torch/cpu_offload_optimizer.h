@@ -145,7 +145,8 @@ struct CPUOffloadOptions {
   /// with offload_gradients).
   Placement placement = Placement::kHost;
   int64_t min_stream_elements = 65536;  ///< of kStreamed, smaller parameters stay resident
-  /// When updates run, with the same results. Other than kAtStep: call before_forward() before each
+  /// When updates run, with the same results; weights in the order of registration, as a forward
+  /// is expected to use them. Other than kAtStep: call before_forward() before each
   /// forward and whenever else weights are read; or wait() for each part of the model on its own.
   Schedule schedule = Schedule::kAtStep;
   /// Treats CPU parameters as if they lay on this fake device: the whole pipeline without a GPU.
