@@ -259,6 +259,39 @@ def test_auto_says_what_it_chose(caplog):
 
 
 @pytest.mark.parametrize("placement", ["host", "streamed"])
+@pytest.mark.parametrize("kind", ["unscaled in place", "unscaled and clipped", "given away"])
+def test_a_gradient_scaler_changes_what_was_guessed(schedule, kind, placement):
+    results = []
+    for chosen in (None, schedule):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(256, 512)
+        optimizer = SIMULATED.optimizer(
+            model.parameters(),
+            placement=placement,
+            offload_gradients=kind == "given away",
+            max_grad_norm=5.0 if kind == "given away" else None,
+            **({} if chosen is None else {"schedule": chosen}),
+        )
+        if chosen is not None:
+            optimizer.attach(model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
+        for step in range(8):
+            loss = model(torch.full((2, 256), 0.1 * step)).pow(2).mean()
+            scaler.scale(loss).backward()
+            if step == 4 and kind != "given away":
+                model.weight.grad[0, 0] = float("inf")
+            if kind == "unscaled and clipped":
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        optimizer.synchronize()
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("placement", ["host", "streamed"])
 def test_accumulate_allows_any_number_of_backwards(placement):
     options = {
         "offload_gradients": True,
