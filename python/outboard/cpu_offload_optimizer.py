@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from ._base_class import BaseClass
 from ._engine_optimizer import EngineOptimizer
 from ._options import OffloadOptions
 from .hyper import WHO
+
+_SPARE_BYTES = 2 << 30  # of either memory; what else a run needs now and then
 
 
 class CPUOffloadOptimizer(EngineOptimizer):
@@ -144,10 +147,12 @@ class CPUOffloadOptimizer(EngineOptimizer):
                     stacklevel=3,
                 )
             self._has_warned_of_schedule = True
+        self._has_stepped = True
         return super().step(closure)
 
     step.__doc__ = EngineOptimizer.step.__doc__
     _has_warned_of_schedule = False
+    _has_stepped = False
     _has_checked_memory = False
 
     def _choose_schedule(self) -> tuple[str, str]:
@@ -159,46 +164,62 @@ class CPUOffloadOptimizer(EngineOptimizer):
         places = {self._engine.placement(i) for i in range(len(self._registry.parameters))}
         if "streamed" in places:
             return "in_backward", "updates of streamed parameters can begin as gradients appear"
-        needs_norm = options.skip_nonfinite or options.max_grad_norm is not None
-        if "host" in places and options.offload_gradients and not needs_norm:
+        if "host" in places and options.offload_gradients and not self._needs_norm():
             return "in_backward", "no update has to wait for all gradients"
         return "next_forward", "updates on the host need the norm, and hide behind the forward"
 
     def _announce(self) -> None:
         """What the coming step will be made with, as far as the groups say now."""
-        if self._schedule[0] == "at_step":
+        # Nothing begins early in the first step, which shows what else needs memory.
+        if self._schedule[0] != "in_backward" or not self._has_stepped:
             return
-        if self._schedule[0] == "in_backward" and not self._has_checked_memory:
+        if not self._has_checked_memory:
+            self._has_checked_memory = True
             self._check_memory()
         values = [self._values(group, self._base.rule_of(group)) for group in self.param_groups]
         numbers = self._registry.group_numbers(self.param_groups)
         self._engine.announce_step(values, numbers, self._max_norm())
 
     def _check_memory(self) -> None:
-        """Gives updates in backward up if their new weights would take the last of the device.
+        """Gives tentative updates up if what they need would take the last memory.
 
-        Before the second step's forward: the first step has shown what else the device holds.
+        Asking the system is the only way to know: host memory that is touched and not there ends
+        the process, and a device that is full fails somewhere else later.
         """
-        if self._engine.stats()["steps"] == 0:
-            return
-        self._has_checked_memory = True
+        options = self._options
+        is_for_good = options.offload_gradients and not self._needs_norm()
         streamed = [
             p
             for i, p in enumerate(self._registry.parameters)
             if self._engine.placement(i) == "streamed"
         ]
-        if not streamed or not streamed[0].is_cuda or self._options.schedule != "auto":
+        if is_for_good or not streamed:
             return
-        device = streamed[0].device
-        wanted = sum(p.numel() * p.element_size() for p in streamed)
-        free, total = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
-        if free - wanted >= total // 20:
+        from .doctor import free_memory
+
+        held = self._engine.stats()
+        wanted = int(held["host_masters"] + held["host_state"])  # second copies, at most
+        free = free_memory(Path("/"))
+        lacking = [] if free is None or free - wanted >= _SPARE_BYTES else [("host", wanted, free)]
+        if streamed[0].is_cuda:
+            device = streamed[0].device
+            wanted = sum(p.numel() * p.element_size() for p in streamed)
+            free = torch.cuda.mem_get_info(device)[0]
+            free += torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+            if free - wanted < _SPARE_BYTES:
+                lacking.append(("device", wanted, free))
+        if not lacking:
             return
-        reason = (
-            f"weights of updates in backward would take {wanted / 2**30:.1f} GiB of the device, "
-            f"which has {free / 2**30:.1f} GiB left"
+        reason = " and ".join(
+            f"updates in backward would take {wanted / 2**30:.1f} GiB of {place} memory, of which "
+            f"{max(free, 0) / 2**30:.1f} GiB are left"
+            for place, wanted, free in lacking
         )
         self._schedule = ("next_forward", reason)
         self._engine.set_schedule("next_forward")
         logging.getLogger("outboard").info("schedule %s: %s", *self._schedule)
+        if options.schedule == "in_backward":
+            warnings.warn(f"[{WHO}] {reason}: they hide behind the next forward", stacklevel=2)
+
+    def _needs_norm(self) -> bool:
+        return self._options.skip_nonfinite or self._options.max_grad_norm is not None

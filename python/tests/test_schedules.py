@@ -7,6 +7,7 @@ nothing waited for, or an update that came too early, shows in the losses or in 
 import copy
 import gc
 import logging
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -256,6 +257,28 @@ def test_auto_says_what_it_chose(caplog):
     stats = optimizer.stats()
     assert stats.schedule in SCHEDULES
     assert [r for r in caplog.records if stats.schedule in r.getMessage()]
+
+
+@pytest.mark.parametrize("wanted", ["auto", "in_backward"])
+def test_updates_in_backward_do_not_take_the_last_memory(monkeypatch, wanted):
+    import outboard.doctor
+
+    monkeypatch.setattr(outboard.doctor, "free_memory", lambda root: 1 << 20)
+    model = torch.nn.Linear(256, 512)
+    optimizer = SIMULATED.optimizer(model.parameters(), placement="streamed", schedule=wanted)
+    optimizer.attach(model)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            model(torch.ones(2, 256)).pow(2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    stats = optimizer.stats()
+    assert stats.schedule == "next_forward"
+    assert "host memory" in stats.reason
+    assert stats.step.early_updates == 0
+    assert [w for w in record if "host memory" in str(w.message)] == record[:]
+    assert len(record) == (wanted == "in_backward")
 
 
 @pytest.mark.parametrize("placement", ["host", "streamed"])
