@@ -200,7 +200,8 @@ TEST_F(EngineEarly, AGradientThatIsNotTheLastStartsNothing) {
   train();
   EXPECT_EQ(engine_->stats().early_updates, 0);
   forward();
-  engine_->gradient_ready(0, {.data = gradients_[0].data(), .is_last = false}, stream_);
+  engine_->gradient_ready(0, {.data = gradients_[0].data(), .owner = nullptr, .is_last = false},
+                          stream_);
   send(0);
   EXPECT_TRUE(step(request_));
   expect_weights(all(9 - (1 + (1 + 1))));  // the momentum, and the sum of both gradients
