@@ -6,14 +6,24 @@ namespace outboard {
 PieceUpdate first_piece(GradientIntake& intake, Parameter& parameter) {
 #ifdef OUTBOARD_MUST_NOT_COMPILE
   (void)intake;
-  return {.parameter = &parameter, .index = 0, .first = 0, .last = 1, .scalars = {}};
+  return {.parameter = &parameter,
+          .index = 0,
+          .first = 0,
+          .last = 1,
+          .gradient = nullptr,
+          .gradient_type = DType::kF32,
+          .step = 1,
+          .weight_is_free = nullptr};
 #else
   return {.parameter = &parameter,
           .index = 0,
           .first = 0,
           .last = 1,
-          .gradient = intake.piece(parameter, 0),
-          .scalars = {}};
+          .arrival = intake.piece(parameter, 0),
+          .gradient = nullptr,
+          .gradient_type = DType::kF32,
+          .step = 1,
+          .weight_is_free = nullptr};
 #endif
 }
 
