@@ -39,7 +39,11 @@ class HostLane {
   void drain() { thread_.drain(); }
   void rethrow_failure() { thread_.rethrow_failure(); }
   [[nodiscard]] CopyQueue* queue() { return weight_return_.queue(); }
-  /// Seconds since reset_times(). Call drain() first.
+  /// Counts anew behind what was pushed so far.
+  void reset_times() {
+    thread_.post([this] { update_.times() = {}; });
+  }
+  /// Seconds since reset_times(). Call drain() or flush() first.
   [[nodiscard]] HostUpdateTimes& times() { return update_.times(); }
 
  private:

@@ -15,7 +15,7 @@ RuleScalars Pipeline::scalars(const Parameter& parameter, const StepRequest& req
 
 void Pipeline::start_updates(const StepRequest& request, UpdateStart start, ComputeStream stream) {
   const bool has_arrived = start == UpdateStart::kWhenNormKnown;
-  host_.times() = {};
+  host_.reset_times();
   try {
     const EventPtr weight_is_free =
         options_.poison_in_flight ? poison_weights(stream) : backward_done_;
