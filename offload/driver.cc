@@ -3,7 +3,8 @@
 
 namespace outboard {
 
-Driver::Driver() : thread_([this] { run(); }) {}
+Driver::Driver(FailureHandler on_failure)
+    : on_failure_(std::move(on_failure)), thread_([this] { run(); }) {}
 
 Driver::~Driver() {
   {
@@ -35,6 +36,11 @@ void Driver::rethrow_failure() {
   if (failure) std::rethrow_exception(failure);
 }
 
+void Driver::note_failure() {
+  const std::lock_guard lock(mutex_);
+  if (!failure_) failure_ = std::current_exception();
+}
+
 void Driver::run() {
   for (;;) {
     std::function<void()> work;
@@ -47,9 +53,11 @@ void Driver::run() {
     }
     try {
       work();
+    } catch (const std::exception& error) {
+      if (on_failure_) on_failure_(error);
+      note_failure();
     } catch (...) {
-      const std::lock_guard lock(mutex_);
-      if (!failure_) failure_ = std::current_exception();
+      note_failure();
     }
   }
 }

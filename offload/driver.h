@@ -18,7 +18,11 @@ namespace outboard {
 /// Runs posted work in order on its own thread. Posting never blocks. Any thread may post.
 class Driver {
  public:
-  Driver();
+  using FailureHandler = std::function<void(const std::exception&)>;
+
+  /// `on_failure` is called on the driver's thread when posted work fails, before the failure can
+  /// be rethrown.
+  explicit Driver(FailureHandler on_failure = {});
   /// Runs what was posted, then ends the thread.
   ~Driver();
   Driver(const Driver&) = delete;
@@ -44,7 +48,9 @@ class Driver {
 
  private:
   void run();
+  void note_failure();
 
+  FailureHandler on_failure_;
   std::mutex mutex_;
   std::condition_variable posted_;
   std::deque<std::function<void()>> queue_;

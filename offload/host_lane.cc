@@ -6,13 +6,13 @@
 namespace outboard {
 
 HostLane::HostLane(cpu::Arena& arena, Device* device, Progress& progress, Trace& trace,
-                   size_t chunk_elements, FailureHandler on_failure)
+                   size_t chunk_elements, Driver::FailureHandler on_failure)
     : progress_(progress),
       trace_(trace),
       chunk_elements_(chunk_elements),
-      on_failure_(std::move(on_failure)),
       update_(arena),
-      weight_return_(device) {}
+      weight_return_(device),
+      thread_(std::move(on_failure)) {}
 
 void HostLane::push(PieceUpdate piece) {
   {
@@ -38,29 +38,23 @@ std::vector<PieceUpdate> HostLane::take() {
 }
 
 void HostLane::run_next() {
-  try {
-    std::vector<PieceUpdate> pieces = take();
-    if (pieces.empty()) return;  // an earlier run took them along
-    measure(pieces);
-    const auto begin = Trace::Clock::now();
-    const UpdatedWeight updated = update_.update(pieces);
-    if (trace_.is_on()) {
-      trace_.host("host update", pieces.front().parameter->spec.name, begin, Trace::Clock::now());
-    }
-    send(updated, pieces);
-  } catch (const std::exception& error) {
-    on_failure_(error);
-    throw;
+  const std::vector<PieceUpdate> pieces = take();
+  if (pieces.empty()) return;  // an earlier run took them along
+  measure(pieces);
+  const auto begin = Trace::Clock::now();
+  const UpdatedWeight updated = update_.update(pieces);
+  if (trace_.is_on()) {
+    trace_.host("host update", pieces.front().parameter->spec.name, begin, Trace::Clock::now());
   }
+  send(updated, pieces);
 }
 
-void HostLane::measure(std::vector<PieceUpdate>& pieces) {
+void HostLane::measure(const std::vector<PieceUpdate>& pieces) {
   // Order: the pieces of a parameter are pushed together and taken from its first element on, so
   // its norms are those of weights of which none has been updated yet.
   std::vector<Parameter*> measured;
   for (const PieceUpdate& piece : pieces) {
-    const bool needs_norms = rule_info(*piece.parameter->spec.rule).with_norms != nullptr;
-    if (piece.first == 0 && needs_norms) measured.push_back(piece.parameter);
+    if (piece.first == 0 && piece.parameter->needs_norms()) measured.push_back(piece.parameter);
   }
   if (!measured.empty()) update_.measure(pieces, measured);
 }
@@ -81,14 +75,8 @@ void HostLane::send(const UpdatedWeight& updated, const std::vector<PieceUpdate>
 
 void HostLane::adopt(Parameter& parameter, EventPtr weight_is_free) {
   thread_.post([this, &parameter, weight_is_free = std::move(weight_is_free)] {
-    try {
-      weight_return_.begin(weight_is_free);
-      const EventPtr sent = weight_return_.send(update_.adopt(parameter));
-      progress_.end(parameter, sent);
-    } catch (const std::exception& error) {
-      on_failure_(error);
-      throw;
-    }
+    weight_return_.begin(weight_is_free);
+    progress_.end(parameter, weight_return_.send(update_.adopt(parameter)));
   });
 }
 

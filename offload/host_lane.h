@@ -3,7 +3,6 @@
 #ifndef OUTBOARD_OFFLOAD_HOST_LANE_H_
 #define OUTBOARD_OFFLOAD_HOST_LANE_H_
 
-#include <functional>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -20,12 +19,10 @@ namespace outboard {
 /// Stages 2 and 3 on a thread of their own. Any thread may push.
 class HostLane {
  public:
-  using FailureHandler = std::function<void(const std::exception&)>;
-
   /// Pieces are updated together up to `chunk_elements` elements. `on_failure` is called on the
   /// lane's thread; the failure is rethrown by rethrow_failure() as well.
   HostLane(cpu::Arena& arena, Device* device, Progress& progress, Trace& trace,
-           size_t chunk_elements, FailureHandler on_failure);
+           size_t chunk_elements, Driver::FailureHandler on_failure);
 
   /// A piece whose gradient is in host memory, or on its way there with nobody waiting for it yet.
   /// progress.begin() counted it.
@@ -49,13 +46,12 @@ class HostLane {
  private:
   void run_next();
   [[nodiscard]] std::vector<PieceUpdate> take();
-  void measure(std::vector<PieceUpdate>& pieces);
+  void measure(const std::vector<PieceUpdate>& pieces);
   void send(const UpdatedWeight& updated, const std::vector<PieceUpdate>& pieces);
 
   Progress& progress_;
   Trace& trace_;
   size_t chunk_elements_;
-  FailureHandler on_failure_;
   HostUpdate update_;
   WeightReturn weight_return_;
   std::mutex mutex_;

@@ -96,6 +96,11 @@ struct Parameter {
   [[nodiscard]] bool is_offloaded() const {
     return is_host_updated() && spec.memory == Memory::kDevice;
   }
+  /// Its rule needs norms of the whole parameter, so that no piece can be updated before all of the
+  /// gradient is there.
+  [[nodiscard]] bool needs_norms() const {
+    return spec.rule && rule_info(*spec.rule).with_norms != nullptr;
+  }
   [[nodiscard]] bool has_gradient() const { return contributions > 0; }
 
   /// Where the update reads the gradient, and of which type it is.

@@ -25,7 +25,8 @@ Pipeline::Pipeline(const EngineOptions& options, std::shared_ptr<Device> device,
       adder_(arena_),
       values_(static_cast<float*>(store.staging(2 * sizeof(float)))),
       host_(arena_, device_.get(), progress_, trace_, chunk_elements_,
-            [this](const std::exception& error) { mark_unusable(error); }) {
+            [this](const std::exception& error) { mark_unusable(error); }),
+      releaser_([this](const std::exception& error) { mark_unusable(error); }) {
   if (device_ != nullptr) clock_ = device_->make_copy_queue();
 }
 
@@ -40,10 +41,14 @@ void Pipeline::drain() {
   if (stream_ != nullptr) stream_->drain();
 }
 
-void Pipeline::rethrow_failure() {
-  driver_.rethrow_failure();
+void Pipeline::rethrow_gradient_failure() {
+  driver_.rethrow_failure();  // an accumulation that failed: its gradient is not whole
   keeper_.drain();
   keeper_.rethrow_failure();
+}
+
+void Pipeline::rethrow_failure() {
+  rethrow_gradient_failure();
   releaser_.drain();
   releaser_.rethrow_failure();
   host_.drain();
@@ -71,9 +76,7 @@ void Pipeline::settle() {
 
 size_t Pipeline::stream_piece_elements(const Parameter& parameter) const {
   // A norm is of the whole parameter, which then has to be on the device at once.
-  const bool is_whole =
-      parameter.spec.rule && rule_info(*parameter.spec.rule).with_norms != nullptr;
-  return is_whole ? std::max<size_t>(parameter.spec.elements, 1) : stream_elements_;
+  return parameter.needs_norms() ? std::max<size_t>(parameter.spec.elements, 1) : stream_elements_;
 }
 
 void Pipeline::reserve_slots(ComputeStream stream) {
@@ -115,7 +118,10 @@ void Pipeline::add(std::vector<ParameterPtr> batch, SegmentSums sums, ComputeStr
   for (ParameterPtr& parameter : batch) parameters_.push_back(std::move(parameter));
   if (sums.count > 0) sums_.push_back(std::move(sums));
   if (stream_ != nullptr) reserve_slots(stream);
-  // Until somebody knows better: in the order in which backward produces gradients.
+  forget_use_order();
+}
+
+void Pipeline::forget_use_order() {
   for (const ParameterPtr& parameter : parameters_) {
     parameter->rank = 2 * parameters_.size() - parameter->index;
   }
@@ -124,9 +130,7 @@ void Pipeline::add(std::vector<ParameterPtr> batch, SegmentSums sums, ComputeStr
 void Pipeline::set_use_order(std::span<const size_t> order) {
   complete_last_step();
   for (const size_t index : order) (void)parameter(index);
-  for (const ParameterPtr& parameter : parameters_) {
-    parameter->rank = 2 * parameters_.size() - parameter->index;
-  }
+  forget_use_order();
   for (size_t i = order.size(); i-- > 0;) parameters_[order[i]]->rank = i;
 }
 

@@ -122,7 +122,8 @@ class Pipeline {
   [[nodiscard]] RuleScalars scalars(const Parameter& parameter, const StepRequest& request,
                                     int64_t step, double gradient_scale) const;
   void start_updates(const StepRequest& request, UpdateStart start, ComputeStream stream);
-  void push_host(Parameter& parameter, bool has_arrived, const EventPtr& weight_is_free);
+  void push_host(Parameter& parameter, int64_t step, bool has_arrived,
+                 const EventPtr& weight_is_free);
   [[nodiscard]] std::vector<StreamWorkPtr> stream_works(Parameter& parameter, int64_t step,
                                                         const EventPtr& weight_is_free);
   void push_streamed(Parameter& parameter, const EventPtr& weight_is_free);
@@ -134,6 +135,8 @@ class Pipeline {
   [[nodiscard]] EventPtr poison_weights(ComputeStream stream);
   [[nodiscard]] bool is_waited_for_at_step() const;
   void wait_for_everything(ComputeStream stream);
+  /// Until somebody knows better: in the order in which backward produces gradients.
+  void forget_use_order();
   /// Makes the ring's slots as large as the largest piece, whose states may have become more.
   void reserve_slots(ComputeStream stream);
   void end_step();
@@ -146,6 +149,9 @@ class Pipeline {
   void break_off(const std::exception& error);
   void mark_unusable(const std::exception& error);
   void check_usable() const;
+  /// Of gradients on their way; blocks until they have arrived.
+  void rethrow_gradient_failure();
+  /// Of anything at all; blocks until all of it is enqueued.
   void rethrow_failure();
 
   EngineOptions options_;

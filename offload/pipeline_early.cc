@@ -59,23 +59,23 @@ void Pipeline::start_early(Parameter& parameter, ComputeStream stream) {
   parameter.early.emplace(EarlyUpdate{.is_final = is_final});
   has_early_ = true;
   ++stats_.early_updates;
-  parameter.scalars =
-      scalars(parameter, announced_->request, parameter.step + 1, announced_->gradient_scale);
+  const int64_t step = parameter.step + 1;
+  parameter.scalars = scalars(parameter, announced_->request, step, announced_->gradient_scale);
   // Order: the caller's stream has come past every use of the weight that leads to this gradient.
   const EventPtr weight_is_free = device_->record(stream);
   if (!parameter.is_streamed()) {
     if (parameter.is_accumulated) {
       // Behind the micro-batches that the driver still has to add.
-      driver_.post([this, &parameter, weight_is_free] {
-        if (!parameter.gradient_failure) push_host(parameter, true, weight_is_free);
+      driver_.post([this, &parameter, step, weight_is_free] {
+        if (!parameter.gradient_failure) push_host(parameter, step, true, weight_is_free);
       });
     } else {
-      push_host(parameter, false, weight_is_free);
+      push_host(parameter, step, false, weight_is_free);
     }
     return;
   }
   std::vector<StreamWorkPtr> works =
-      stream_works(parameter, parameter.step + 1, is_final ? weight_is_free : nullptr);
+      stream_works(parameter, step, is_final ? weight_is_free : nullptr);
   if (is_final) {
     progress_.begin(parameter, works.size());
   } else {

@@ -186,9 +186,7 @@ double Pipeline::gradient_norm(const StepRequest& request, ComputeStream stream)
   const EventPtr is_read = read(request, device_ == nullptr ? nullptr : device_->record(stream));
   const StepDecision decision =
       driver_.submit([&] { return decide(request, is_read, UpdateStart::kWhenNormKnown); }).get();
-  driver_.rethrow_failure();
-  keeper_.drain();
-  keeper_.rethrow_failure();
+  rethrow_gradient_failure();
   active_.clear();
   return decision.norm;
 }

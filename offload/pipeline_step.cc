@@ -82,10 +82,7 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
     });
     decision_ = decided.get();
     driver_.rethrow_failure();  // an accumulation that failed: its gradient is not whole
-    if (start == UpdateStart::kWhenNormKnown) {
-      keeper_.drain();
-      keeper_.rethrow_failure();  // every copy is done
-    }
+    if (start == UpdateStart::kWhenNormKnown) rethrow_gradient_failure();  // every copy is done
   } catch (...) {
     settle();  // sums may be under way that the next backward will overwrite
     end_step();

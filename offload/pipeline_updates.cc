@@ -34,7 +34,7 @@ void Pipeline::start_updates(const StepRequest& request, UpdateStart start, Comp
       if (parameter.is_streamed()) {
         push_streamed(parameter, weight_is_free);
       } else {
-        push_host(parameter, has_arrived, weight_is_free);
+        push_host(parameter, parameter.step, has_arrived, weight_is_free);
       }
     }
     update_resident(request, stream);
@@ -64,9 +64,9 @@ EventPtr Pipeline::poison_weights(ComputeStream stream) {
   return device_ == nullptr ? nullptr : device_->record(stream);
 }
 
-void Pipeline::push_host(Parameter& parameter, bool has_arrived, const EventPtr& weight_is_free) {
+void Pipeline::push_host(Parameter& parameter, int64_t step, bool has_arrived,
+                         const EventPtr& weight_is_free) {
   const size_t elements = parameter.spec.elements;
-  const bool is_whole = rule_info(*parameter.spec.rule).with_norms != nullptr;
   std::vector<PieceUpdate> pieces;
   for (size_t first = 0; first < elements; first += chunk_elements_) {
     pieces.push_back({.parameter = &parameter,
@@ -76,7 +76,7 @@ void Pipeline::push_host(Parameter& parameter, bool has_arrived, const EventPtr&
                       .arrival = intake_.piece(parameter, first),
                       .gradient = parameter.gradient(),
                       .gradient_type = parameter.gradient_type(),
-                      .step = static_cast<uint32_t>(parameter.step + (parameter.early ? 1 : 0)),
+                      .step = static_cast<uint32_t>(step),
                       .weight_is_free = weight_is_free});
   }
   progress_.begin(parameter, pieces.size());
@@ -85,18 +85,13 @@ void Pipeline::push_host(Parameter& parameter, bool has_arrived, const EventPtr&
     return;
   }
   // In the order in which gradients were sent, so that none holds up another that comes before it.
-  releaser_.post([this, is_whole, pieces = std::move(pieces)] {
-    try {
-      if (is_whole) {
-        for (const PieceUpdate& piece : pieces) piece.arrival.wait();
-      }
-      for (const PieceUpdate& piece : pieces) {
-        piece.arrival.wait();
-        host_.push(piece);
-      }
-    } catch (const std::exception& error) {
-      mark_unusable(error);
-      throw;
+  releaser_.post([this, is_whole = parameter.needs_norms(), pieces = std::move(pieces)] {
+    if (is_whole) {
+      for (const PieceUpdate& piece : pieces) piece.arrival.wait();
+    }
+    for (const PieceUpdate& piece : pieces) {
+      piece.arrival.wait();
+      host_.push(piece);
     }
   });
 }

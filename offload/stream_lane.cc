@@ -19,15 +19,15 @@ size_t master_bytes(const ParameterSpec& spec, size_t elements) {
 }  // namespace
 
 StreamLane::StreamLane(std::shared_ptr<Device> device, Progress& progress, Trace& trace,
-                       size_t most_slots, FailureHandler on_failure)
+                       size_t most_slots, Driver::FailureHandler on_failure)
     : device_(std::move(device)),
       progress_(progress),
       trace_(trace),
       most_slots_(std::max<size_t>(most_slots, 2)),
-      on_failure_(std::move(on_failure)),
       up_(device_->make_copy_queue()),
       down_(device_->make_copy_queue()),
-      kernels_(device_->make_stream()) {}
+      kernels_(device_->make_stream()),
+      thread_(std::move(on_failure)) {}
 
 size_t StreamLane::slot_bytes(const Parameter& parameter, size_t elements) {
   const ParameterSpec& spec = parameter.spec;
@@ -101,22 +101,10 @@ EventPtr StreamLane::flush(bool and_state) {
       .get();
 }
 
-template <class Work>
-void StreamLane::guarded(Work work) {
-  try {
-    work();
-  } catch (const std::exception& error) {
-    on_failure_(error);
-    throw;
-  }
-}
-
 void StreamLane::run_next() {
-  guarded([this] {
-    replace_accepted();
-    if (const StreamWorkPtr work = take()) enqueue(*work);
-    let_go_of_gradients(false);
-  });
+  replace_accepted();
+  if (const StreamWorkPtr work = take()) enqueue(*work);
+  let_go_of_gradients(false);
 }
 
 // The host runs ahead of the device, so most work comes long before its gradient exists. Taken by

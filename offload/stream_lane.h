@@ -6,7 +6,6 @@
 
 #include <array>
 #include <deque>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -46,10 +45,8 @@ using StreamWorkPtr = std::shared_ptr<StreamWork>;
 /// Any thread may push, accept and cancel.
 class StreamLane {
  public:
-  using FailureHandler = std::function<void(const std::exception&)>;
-
   StreamLane(std::shared_ptr<Device> device, Progress& progress, Trace& trace, size_t most_slots,
-             FailureHandler on_failure);
+             Driver::FailureHandler on_failure);
 
   /// Makes slots that hold `bytes` each, in the place of those there are; `allocate` gives device
   /// memory that is ready when `stream` gets here. Call drain() first. The bytes of the whole ring.
@@ -104,14 +101,11 @@ class StreamLane {
                     const std::vector<Part>& parts);
   void replace_weight(StreamWork& work);
   void let_go_of_gradients(bool all);
-  template <class Work>
-  void guarded(Work work);
 
   std::shared_ptr<Device> device_;
   Progress& progress_;
   Trace& trace_;
   size_t most_slots_;
-  FailureHandler on_failure_;
   std::unique_ptr<CopyQueue> up_;
   std::unique_ptr<CopyQueue> down_;
   ComputeStream kernels_;

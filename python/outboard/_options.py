@@ -59,6 +59,11 @@ class EngineOptions:
         """The names of all options."""
         return [f.name for f in fields(cls)]
 
+    @property
+    def needs_norm(self) -> bool:
+        """Whether every step waits for all gradients before it changes anything."""
+        return self.skip_nonfinite or self.max_grad_norm is not None
+
     def make_engine(self) -> Any:
         """A native engine with these options and no parameters."""
         return self._make_engine(False, True, DEFAULT_CHUNK_ELEMENTS)

@@ -103,7 +103,7 @@ def _planned(
         state_format=state_format,
         dtype=dtype,
         master=master,
-        needs_norm=options.skip_nonfinite or options.max_grad_norm is not None,
+        needs_norm=options.needs_norm,
         offload_gradients=False,
         # How long forward and backward take is not known yet: the mixture that is updated soonest.
         is_attached=False,

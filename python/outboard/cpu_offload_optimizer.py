@@ -124,9 +124,7 @@ class CPUOffloadOptimizer(EngineOptimizer):
         from ._attach import Attachment  # it loads the compiler's front end, which takes a second
 
         self._attachment = Attachment(model, self._registry, self._engine, self._announce)
-        self._schedule = self._choose_schedule()
-        self._engine.set_schedule(self._schedule[0])
-        logging.getLogger("outboard").info("schedule %s: %s", *self._schedule)
+        self._set_schedule(*self._choose_schedule())
 
     def detach(self) -> None:
         """Undoes attach(). Blocks until every weight is current."""
@@ -155,6 +153,11 @@ class CPUOffloadOptimizer(EngineOptimizer):
     _has_stepped = False
     _has_checked_memory = False
 
+    def _set_schedule(self, name: str, reason: str) -> None:
+        self._schedule = (name, reason)
+        self._engine.set_schedule(name)
+        logging.getLogger("outboard").info("schedule %s: %s", name, reason)
+
     def _choose_schedule(self) -> tuple[str, str]:
         options = self._options
         if not self._base.is_native:
@@ -164,7 +167,7 @@ class CPUOffloadOptimizer(EngineOptimizer):
         places = {self._engine.placement(i) for i in range(len(self._registry.parameters))}
         if "streamed" in places:
             return "in_backward", "updates of streamed parameters can begin as gradients appear"
-        if "host" in places and options.offload_gradients and not self._needs_norm():
+        if "host" in places and options.offload_gradients and not options.needs_norm:
             return "in_backward", "no update has to wait for all gradients"
         return "next_forward", "updates on the host need the norm, and hide behind the forward"
 
@@ -187,7 +190,7 @@ class CPUOffloadOptimizer(EngineOptimizer):
         the process, and a device that is full fails somewhere else later.
         """
         options = self._options
-        is_for_good = options.offload_gradients and not self._needs_norm()
+        is_for_good = options.offload_gradients and not options.needs_norm
         streamed = [
             p
             for i, p in enumerate(self._registry.parameters)
@@ -215,11 +218,6 @@ class CPUOffloadOptimizer(EngineOptimizer):
             f"{max(free, 0) / 2**30:.1f} GiB are left"
             for place, wanted, free in lacking
         )
-        self._schedule = ("next_forward", reason)
-        self._engine.set_schedule("next_forward")
-        logging.getLogger("outboard").info("schedule %s: %s", *self._schedule)
+        self._set_schedule("next_forward", reason)
         if options.schedule == "in_backward":
             warnings.warn(f"[{WHO}] {reason}: they hide behind the next forward", stacklevel=2)
-
-    def _needs_norm(self) -> bool:
-        return self._options.skip_nonfinite or self._options.max_grad_norm is not None

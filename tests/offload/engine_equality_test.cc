@@ -7,17 +7,13 @@
 #include <string>
 #include <tuple>
 
-#include "tests/offload/support/overlapped_trainer.h"
-#include "tests/offload/support/plain_trainer.h"
+#include "tests/offload/support/equality.h"
 #include "tests/offload/support/trial.h"
 
 namespace outboard {
 namespace {
 
 using testing::Clip;
-using testing::Outcome;
-using testing::OverlappedTrainer;
-using testing::PlainTrainer;
 using testing::Trial;
 
 constexpr uint64_t kSeeds = 4;
@@ -47,14 +43,7 @@ void expect_equal(const Trial& trial, int max_delay_microseconds) {
   SCOPED_TRACE("seed " + std::to_string(trial.seed) + ", slots " + std::to_string(trial.slots) +
                ", loss scale " + std::to_string(trial.loss_scale) +
                (trial.skips_nonfinite ? ", skips" : ", does not skip"));
-  const Outcome expected = PlainTrainer(trial).run();
-  const auto device = make_simulated_device({.seed = trial.seed,
-                                             .max_delay_microseconds = max_delay_microseconds,
-                                             .poison_targets = true});
-  OverlappedTrainer trainer(trial, device, device, device->make_stream());
-  const Outcome actual = trainer.run();
-  EXPECT_TRUE(testing::same_outcome(expected, actual));
-  EXPECT_FALSE(trainer.weights_changed_in_backward());
+  testing::expect_equals_plain_loop(trial, max_delay_microseconds);
 }
 
 std::string name_of(const ::testing::TestParamInfo<Combination>& info) {

@@ -15,18 +15,13 @@
 #include "outboard/rule.h"
 #include "outboard/state_format.h"
 #include "quant/random.h"
-#include "tests/offload/support/outcome.h"
-#include "tests/offload/support/overlapped_trainer.h"
-#include "tests/offload/support/plain_trainer.h"
+#include "tests/offload/support/equality.h"
 #include "tests/offload/support/trial.h"
 
 namespace outboard {
 namespace {
 
 using testing::Clip;
-using testing::Outcome;
-using testing::OverlappedTrainer;
-using testing::PlainTrainer;
 using testing::Trial;
 
 enum class Places { kHost, kMixed, kStreamed };
@@ -70,15 +65,7 @@ StepStats expect_equal(const Trial& trial, int max_delay_microseconds) {
                std::to_string(trial.accumulation) +
                (trial.offload_gradients ? ", offloads" : ", keeps") +
                (trial.skips_nonfinite ? ", skips" : ", does not skip"));
-  const Outcome expected = PlainTrainer(trial).run();
-  const auto device = make_simulated_device({.seed = trial.seed,
-                                             .max_delay_microseconds = max_delay_microseconds,
-                                             .poison_targets = true});
-  OverlappedTrainer trainer(trial, device, device, device->make_stream());
-  const Outcome actual = trainer.run();
-  EXPECT_TRUE(testing::same_outcome(expected, actual));
-  EXPECT_FALSE(trainer.weights_changed_in_backward());
-  return trainer.engine().stats();
+  return testing::expect_equals_plain_loop(trial, max_delay_microseconds);
 }
 
 using Combination = std::tuple<Schedule, Places, Clip>;
