@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
+
 #include "outboard/device.h"
 #include "outboard/stats.h"
 #include "tests/offload/support/outcome.h"
@@ -13,6 +15,11 @@
 #include "tests/offload/support/trial.h"
 
 namespace outboard::testing {
+
+/// The first of `count` seeds of a sweep: 1, and others with each repetition under --gtest_shuffle.
+inline uint64_t first_seed(uint64_t count) {
+  return 1 + count * static_cast<uint64_t>(::testing::UnitTest::GetInstance()->random_seed());
+}
 
 /// The engine's counters afterwards.
 inline StepStats expect_equals_plain_loop(const Trial& trial, int max_delay_microseconds) {
