@@ -192,8 +192,15 @@ class OverlappedTrainer {
       return;
     }
     has_gradient_[p] = false;
+    // Without saying so, an accumulation whose backwards use different parameters is refused when
+    // an update was made for good.
+    const bool says_last = trial_.has_unused && trial_.updates_for_good();
     const void* const data = gradients_[p].get();
-    engine_.gradient_ready(p, {data, std::exchange(gradients_[p], nullptr)}, stream_);
+    engine_.gradient_ready(p,
+                           {.data = data,
+                            .owner = std::exchange(gradients_[p], nullptr),
+                            .is_last = !says_last || micro_batch + 1 == trial_.accumulation},
+                           stream_);
   }
 
  private:
