@@ -184,23 +184,21 @@ class OverlappedTrainer {
       if (was_sent) return backward_into_a_sent_gradient(step, micro_batch, p, target);
       trial_.backward(step, micro_batch, is_first, p, weights_[p].get(), target);
     });
+    // Without saying so, an accumulation whose backwards use different parameters is refused when
+    // an update was made for good.
+    const bool says_last = trial_.has_unused && trial_.updates_for_good();
+    GradientSource source{.data = gradients_[p].get(),
+                          .owner = gradients_[p],
+                          .is_last = !says_last || micro_batch + 1 == trial_.accumulation};
     if (!sends_each && micro_batch != trial_.last_use(step, p)) {
       // The next backward adds to the same memory.
       if (!trial_.sends_every_backward || kind.placement != Placement::kStreamed) return;
       is_sent_[p] = true;
-      engine_.gradient_ready(p, {gradients_[p].get(), gradients_[p]}, stream_);
-      return;
+    } else {
+      has_gradient_[p] = false;
+      gradients_[p] = nullptr;
     }
-    has_gradient_[p] = false;
-    // Without saying so, an accumulation whose backwards use different parameters is refused when
-    // an update was made for good.
-    const bool says_last = trial_.has_unused && trial_.updates_for_good();
-    const void* const data = gradients_[p].get();
-    engine_.gradient_ready(p,
-                           {.data = data,
-                            .owner = std::exchange(gradients_[p], nullptr),
-                            .is_last = !says_last || micro_batch + 1 == trial_.accumulation},
-                           stream_);
+    engine_.gradient_ready(p, std::move(source), stream_);
   }
 
  private:
