@@ -22,8 +22,8 @@
 #include "cpu_kernels/parallel.h"
 #include "cpu_kernels/step.h"
 #include "cpu_kernels/targets.h"
-#include "offload/chunk_plan.h"
 #include "offload/host_update.h"
+#include "outboard/options.h"
 #include "outboard/rule.h"
 #include "outboard/state_format.h"
 #include "quant/random.h"
@@ -240,19 +240,38 @@ struct Times {
   std::vector<double> ceiling;
 };
 
-/// Calls body(tensor, first, last) as the pipeline does: small tensors together, a chunk at a time.
+struct Piece {
+  size_t tensor;
+  size_t first;
+  size_t last;
+};
+
+/// Calls body(tensor, first, last) as the host lane does: small tensors together, a chunk at a
+/// time.
 template <class Body>
 void in_chunks(const std::vector<std::unique_ptr<Tensor>>& tensors, cpu::Arena& arena, Body body) {
-  std::vector<PlannedParameter> planned;
-  for (const auto& tensor : tensors) planned.push_back({planned.size(), tensor->elements});
-  for (const Chunk& chunk : plan_chunks(planned, EngineOptions().chunk_elements)) {
-    std::vector<size_t> lengths;
-    for (const Piece& piece : chunk.pieces) lengths.push_back(piece.last - piece.first);
+  const size_t chunk_elements = EngineOptions().chunk_elements;
+  std::vector<Piece> pieces;
+  std::vector<size_t> lengths;
+  size_t elements = 0;
+  const auto flush = [&] {
     arena.run_many(lengths, kGrainElements, [&](size_t i, size_t first, size_t last) {
-      const Piece& piece = chunk.pieces[i];
-      body(piece.parameter, piece.first + first, piece.first + last);
+      body(pieces[i].tensor, pieces[i].first + first, pieces[i].first + last);
     });
+    pieces.clear();
+    lengths.clear();
+    elements = 0;
+  };
+  for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
+    for (size_t first = 0; first < tensors[tensor]->elements; first += chunk_elements) {
+      const size_t last = std::min(first + chunk_elements, tensors[tensor]->elements);
+      if (elements + (last - first) > chunk_elements) flush();
+      pieces.push_back({tensor, first, last});
+      lengths.push_back(last - first);
+      elements += last - first;
+    }
   }
+  flush();
 }
 
 void run_probe(const std::vector<std::unique_ptr<Tensor>>& tensors, cpu::Arena& arena) {

@@ -10,6 +10,12 @@ namespace outboard {
 
 namespace {
 constexpr std::string_view kWho = "Engine";
+
+/// The wish for a piece's length, rounded up to what every format's blocks and every norm segment
+/// divide.
+size_t whole_piece_elements(size_t elements) {
+  return round_up(std::max<size_t>(elements, 1), kNormSegmentElements);
+}
 }  // namespace
 
 Pipeline::Pipeline(const EngineOptions& options, std::shared_ptr<Device> device, StateStore& store)
@@ -17,8 +23,8 @@ Pipeline::Pipeline(const EngineOptions& options, std::shared_ptr<Device> device,
       device_(std::move(device)),
       store_(store),
       schedule_(options.schedule),
-      chunk_elements_(whole_chunk_elements(options.chunk_elements)),
-      stream_elements_(whole_chunk_elements(options.stream_elements)),
+      chunk_elements_(whole_piece_elements(options.chunk_elements)),
+      stream_elements_(whole_piece_elements(options.stream_elements)),
       arena_(options.threads),
       trace_(device_),
       intake_(device_, chunk_elements_),

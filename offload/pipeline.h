@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "cpu_kernels/parallel.h"
-#include "offload/chunk_plan.h"
 #include "offload/driver.h"
 #include "offload/gradient_intake.h"
 #include "offload/host_lane.h"

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "offload/pickle.h"
+#include "offload/checkpoint/pickle.h"
+#include "offload/checkpoint/zip_archive.h"
 #include "offload/torch/tensor_engine.h"
-#include "offload/zip_archive.h"
 
 namespace outboard {
 

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <sstream>
 
-#include "offload/atomic_file.h"
-#include "offload/file_mapping.h"
+#include "offload/checkpoint/atomic_file.h"
+#include "offload/checkpoint/file_mapping.h"
 #include "offload/torch/hyper.h"
 #include "offload/torch/optimizer_impl.h"
 #include "offload/torch/tensor_types.h"

@@ -1,7 +1,7 @@
 // A file under way has one writer: copying the handle would remove the temporary under the other.
 #include <utility>
 
-#include "offload/atomic_file.h"
+#include "offload/checkpoint/atomic_file.h"
 
 namespace outboard {
 

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "offload/pickle.h"
-#include "offload/zip_archive.h"
+#include "offload/checkpoint/pickle.h"
+#include "offload/checkpoint/zip_archive.h"
 #include "outboard/error.h"
 
 namespace outboard {

@@ -1,5 +1,5 @@
 // Saving replaces a file whole or not at all: under errors, a full disk and a killed process.
-#include "offload/atomic_file.h"
+#include "offload/checkpoint/atomic_file.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // The container of checkpoint files alone: round trips, alignment, and sizes beyond 32 bits.
-#include "offload/zip_archive.h"
+#include "offload/checkpoint/zip_archive.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 
 #include <string>
 
-#include "offload/file_mapping.h"
+#include "offload/checkpoint/file_mapping.h"
 #include "outboard/error.h"
 
 namespace outboard {

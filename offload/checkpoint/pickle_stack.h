@@ -1,6 +1,6 @@
 // What the stack of the pickle reader holds, and how a tensor is made from it.
-#ifndef OUTBOARD_OFFLOAD_PICKLE_STACK_H_
-#define OUTBOARD_OFFLOAD_PICKLE_STACK_H_
+#ifndef OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_STACK_H_
+#define OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_STACK_H_
 
 #include <cstdint>
 #include <memory>
@@ -8,7 +8,7 @@
 #include <variant>
 #include <vector>
 
-#include "offload/pickle.h"
+#include "offload/checkpoint/pickle.h"
 
 namespace outboard {
 
@@ -54,4 +54,4 @@ struct Arguments {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_PICKLE_STACK_H_
+#endif  // OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_STACK_H_

@@ -1,13 +1,13 @@
 // The instructions and names of the pickle language that checkpoints use. Constants only.
-#ifndef OUTBOARD_OFFLOAD_PICKLE_CODES_H_
-#define OUTBOARD_OFFLOAD_PICKLE_CODES_H_
+#ifndef OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_CODES_H_
+#define OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_CODES_H_
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
 
-#include "offload/pickle.h"
+#include "offload/checkpoint/pickle.h"
 
 namespace outboard {
 
@@ -75,4 +75,4 @@ inline std::string_view storage_name(ElementType type) {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_PICKLE_CODES_H_
+#endif  // OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_CODES_H_

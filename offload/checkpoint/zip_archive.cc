@@ -1,6 +1,6 @@
 // The zip format as far as stored records need it, with its 64-bit extension (APPNOTE 6.3, sections
 // 4.3 and 4.5); see zip_archive.h.
-#include "offload/zip_archive.h"
+#include "offload/checkpoint/zip_archive.h"
 
 #include <zlib.h>
 

@@ -1,7 +1,7 @@
 // Values of a checkpoint and their pickled form: the part of the pickle language that plain dicts,
 // lists, numbers, strings and tensors need. Nothing is ever executed or imported.
-#ifndef OUTBOARD_OFFLOAD_PICKLE_H_
-#define OUTBOARD_OFFLOAD_PICKLE_H_
+#ifndef OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_H_
+#define OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -91,4 +91,4 @@ class PickledValue {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_PICKLE_H_
+#endif  // OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_H_

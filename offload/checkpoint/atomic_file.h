@@ -1,7 +1,7 @@
 // Writing a file so that its name always shows one complete version: the old or the new. Bytes and
 // system calls only; what the bytes mean lives in checkpoint files.
-#ifndef OUTBOARD_OFFLOAD_ATOMIC_FILE_H_
-#define OUTBOARD_OFFLOAD_ATOMIC_FILE_H_
+#ifndef OUTBOARD_OFFLOAD_CHECKPOINT_ATOMIC_FILE_H_
+#define OUTBOARD_OFFLOAD_CHECKPOINT_ATOMIC_FILE_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -48,4 +48,4 @@ class AtomicFile {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_ATOMIC_FILE_H_
+#endif  // OUTBOARD_OFFLOAD_CHECKPOINT_ATOMIC_FILE_H_

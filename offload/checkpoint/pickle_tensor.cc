@@ -1,6 +1,6 @@
 // Tensors from the arguments of their calls; see pickle_stack.h.
-#include "offload/pickle_codes.h"
-#include "offload/pickle_stack.h"
+#include "offload/checkpoint/pickle_codes.h"
+#include "offload/checkpoint/pickle_stack.h"
 
 namespace outboard {
 namespace {

@@ -1,6 +1,6 @@
 // System calls behind AtomicFile: exclusive temporary, full writes, fsync, rename, fsync of the
 // directory.
-#include "offload/atomic_file.h"
+#include "offload/checkpoint/atomic_file.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>

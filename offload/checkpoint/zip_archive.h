@@ -1,8 +1,8 @@
 // The container of checkpoint files: a zip archive of stored (never compressed) records, as
 // torch.save writes and torch.load reads. Bytes and names only; what records mean lives in
 // pickle.h.
-#ifndef OUTBOARD_OFFLOAD_ZIP_ARCHIVE_H_
-#define OUTBOARD_OFFLOAD_ZIP_ARCHIVE_H_
+#ifndef OUTBOARD_OFFLOAD_CHECKPOINT_ZIP_ARCHIVE_H_
+#define OUTBOARD_OFFLOAD_CHECKPOINT_ZIP_ARCHIVE_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -76,4 +76,4 @@ class ZipReader {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_ZIP_ARCHIVE_H_
+#endif  // OUTBOARD_OFFLOAD_CHECKPOINT_ZIP_ARCHIVE_H_

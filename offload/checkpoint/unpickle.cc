@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <map>
 
-#include "offload/pickle.h"
-#include "offload/pickle_codes.h"
-#include "offload/pickle_input.h"
-#include "offload/pickle_stack.h"
+#include "offload/checkpoint/pickle.h"
+#include "offload/checkpoint/pickle_codes.h"
+#include "offload/checkpoint/pickle_input.h"
+#include "offload/checkpoint/pickle_stack.h"
 #include "outboard/error.h"
 
 namespace outboard {

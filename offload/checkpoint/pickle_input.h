@@ -1,7 +1,7 @@
 // The bytes of a pickle, read from front to back with every length checked. What they mean lives in
 // unpickle.cc.
-#ifndef OUTBOARD_OFFLOAD_PICKLE_INPUT_H_
-#define OUTBOARD_OFFLOAD_PICKLE_INPUT_H_
+#ifndef OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_INPUT_H_
+#define OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_INPUT_H_
 
 #include <bit>
 #include <cstddef>
@@ -10,7 +10,7 @@
 #include <span>
 #include <string>
 
-#include "offload/pickle_stack.h"
+#include "offload/checkpoint/pickle_stack.h"
 
 namespace outboard {
 
@@ -76,4 +76,4 @@ class PickleInput {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_PICKLE_INPUT_H_
+#endif  // OUTBOARD_OFFLOAD_CHECKPOINT_PICKLE_INPUT_H_

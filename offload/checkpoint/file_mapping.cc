@@ -1,5 +1,5 @@
 // open, fstat, mmap; see file_mapping.h.
-#include "offload/file_mapping.h"
+#include "offload/checkpoint/file_mapping.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -1,10 +1,10 @@
 // Values, and writing them; see pickle.h. Reading is in unpickle.cc.
-#include "offload/pickle.h"
+#include "offload/checkpoint/pickle.h"
 
 #include <bit>
 #include <limits>
 
-#include "offload/pickle_codes.h"
+#include "offload/checkpoint/pickle_codes.h"
 
 namespace outboard {
 namespace {

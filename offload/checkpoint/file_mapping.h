@@ -1,6 +1,6 @@
 // A file's bytes as memory: pages are read when they are looked at. System calls only.
-#ifndef OUTBOARD_OFFLOAD_FILE_MAPPING_H_
-#define OUTBOARD_OFFLOAD_FILE_MAPPING_H_
+#ifndef OUTBOARD_OFFLOAD_CHECKPOINT_FILE_MAPPING_H_
+#define OUTBOARD_OFFLOAD_CHECKPOINT_FILE_MAPPING_H_
 
 #include <cstddef>
 #include <span>
@@ -28,4 +28,4 @@ class FileMapping {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_FILE_MAPPING_H_
+#endif  // OUTBOARD_OFFLOAD_CHECKPOINT_FILE_MAPPING_H_
