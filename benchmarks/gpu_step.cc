@@ -169,6 +169,7 @@ struct StepCase {
 constexpr std::array kStepCases{
     StepCase{"fp32 weight", DType::kF32, MasterFormat::kWeight},
     StepCase{"bf16 weight, split master", DType::kBF16, MasterFormat::kSplit},
+    StepCase{"bf16 weight, split8 master", DType::kBF16, MasterFormat::kSplit8},
     StepCase{"bf16 weight, stochastic rounding", DType::kBF16, MasterFormat::kStochastic}};
 
 /// The states of all parameters of one step, filled with plausible contents.
@@ -231,7 +232,7 @@ void run_step(std::string_view rule_name, const std::vector<size_t>& sizes,
   DeviceArrays master(sizes, master_bytes);
   gradient.fill(step_case.type, 1e-3f, true, 1);
   weight.fill(step_case.type, 2e-2f, true, 2);
-  if (master_bytes > 0) master.fill(DType::kBF16, 1.0f, true, 3);
+  if (master_bytes > 0) master.fill_with_random_bytes(3);
   std::vector<gpu::DeviceParameter> parameters(sizes.size());
   for (size_t i = 0; i < sizes.size(); ++i) {
     parameters[i].gradient = gradient.at(i);

@@ -20,7 +20,7 @@ namespace outboard::cpu {
 
 /// Everything about one parameter's update that stays constant over one step. Pointers are to
 /// element 0 of the parameter; non-owning. `weight` and `gradient` hold exactly `elements` elements
-/// at any alignment; `master` (int16 low halves or fp32, as `master_format` says, else null) and
+/// at any alignment; `master` (as `master_format` says, or null) and
 /// states are padded to whole tiles.
 struct ParameterUpdate {
   RuleId rule;

@@ -56,6 +56,29 @@ void store_split_weight(const float* in, size_t count, const RandomContext&, uin
   }
 }
 
+void load_split8_weight(const void* weight, const void* master, size_t count, float* out) {
+  const auto* high = static_cast<const uint16_t*>(weight);
+  const auto* low = static_cast<const int8_t*>(master);
+  for (size_t i = 0; i < count; i += hn::Lanes(FloatTag())) {
+    hn::StoreU(load_joined8(high + i, low + i), FloatTag(), out + i);
+  }
+}
+
+void store_split8_weight(const float* in, size_t count, const RandomContext& random,
+                         uint64_t first_element, void* weight, void* master) {
+  auto* high = static_cast<uint16_t*>(weight);
+  auto* low = static_cast<uint8_t*>(master);
+  for (size_t tile = 0; tile < count; tile += kTileElements) {
+    const RandomTile draws(random, first_element + tile);
+    for (size_t i = 0; i < kTileElements; i += hn::Lanes(FloatTag())) {
+      const FloatVec value = hn::LoadU(FloatTag(), in + tile + i);
+      const BitsVec bits = split8_bits(value, load_halfwords(draws.halfwords() + i));
+      store_halfwords(split_high(bits), high + tile + i);
+      store_split8_low(bits, low + tile + i);
+    }
+  }
+}
+
 void store_bf16_weight(const float* in, size_t count, const RandomContext&, uint64_t, void* weight,
                        void*) {
   auto* codes = static_cast<uint16_t*>(weight);
@@ -102,6 +125,7 @@ bool can_hold(MasterFormat master, DType weight) {
     case MasterFormat::kWeight:
       return weight == DType::kF32;
     case MasterFormat::kSplit:
+    case MasterFormat::kSplit8:
     case MasterFormat::kStochastic:
       return weight == DType::kBF16;
     case MasterFormat::kF32:
@@ -117,16 +141,18 @@ HWY_EXPORT(load_f16);
 HWY_EXPORT(load_bf16_weight);
 HWY_EXPORT(load_split_weight);
 HWY_EXPORT(store_split_weight);
+HWY_EXPORT(load_split8_weight);
+HWY_EXPORT(store_split8_weight);
 HWY_EXPORT(store_bf16_weight);
 HWY_EXPORT(store_f16_weight);
 HWY_EXPORT(store_stochastic_weight);
 
 Transfer resolve_transfer(DType gradient, DType weight, MasterFormat master) {
   if (!can_hold(master, weight)) {
-    fail(
-        ErrorKind::kType, "resolve_transfer", "master format ", static_cast<int>(master),
-        " cannot hold a ", name_of(weight),
-        " weight; use the weight itself for float32, split or stochastic for bfloat16, or float32");
+    fail(ErrorKind::kType, "resolve_transfer", "master format ", static_cast<int>(master),
+         " cannot hold a ", name_of(weight),
+         " weight; use the weight itself for float32, split, split8 or stochastic for bfloat16, or "
+         "float32");
   }
   choose_target();
   Transfer transfer = {};
@@ -135,6 +161,9 @@ Transfer resolve_transfer(DType gradient, DType weight, MasterFormat master) {
   if (master == MasterFormat::kSplit) {
     transfer.load_weight = OUTBOARD_SIMD_FUNCTION(load_split_weight);
     transfer.store_weight = OUTBOARD_SIMD_FUNCTION(store_split_weight);
+  } else if (master == MasterFormat::kSplit8) {
+    transfer.load_weight = OUTBOARD_SIMD_FUNCTION(load_split8_weight);
+    transfer.store_weight = OUTBOARD_SIMD_FUNCTION(store_split8_weight);
   } else if (master == MasterFormat::kStochastic) {
     transfer.load_weight = OUTBOARD_SIMD_FUNCTION(load_bf16_weight);
     transfer.store_weight = OUTBOARD_SIMD_FUNCTION(store_stochastic_weight);

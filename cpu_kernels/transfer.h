@@ -1,5 +1,6 @@
-// How gradients and weights get into and out of a tile of fp32 values: widening, joining with the
-// master's low half, and rounding to the weight's type. No rule and no state format is known here.
+// How gradients and weights get into and out of a tile of fp32 values: widening, joining with
+// what a split master adds, and rounding to the weight's type. No rule and no state format is known
+// here.
 #ifndef OUTBOARD_CPU_KERNELS_TRANSFER_H_
 #define OUTBOARD_CPU_KERNELS_TRANSFER_H_
 
@@ -28,7 +29,7 @@ struct Transfer {
 
 /// The conversions for the best target that the CPU has (or the one forced by a test, see
 /// targets.h). Throws Error(kType) unless the master format can hold the weight: kWeight fp32,
-/// kSplit and kStochastic bf16, kF32 any.
+/// kSplit, kSplit8 and kStochastic bf16, kF32 any.
 [[nodiscard]] Transfer resolve_transfer(DType gradient, DType weight, MasterFormat master);
 
 }  // namespace outboard::cpu

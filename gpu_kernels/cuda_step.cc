@@ -121,7 +121,7 @@ void check_key(const LaunchKey& key) {
   if (is_valid) return;
   fail(ErrorKind::kValue, kWho, "master format ", static_cast<int>(key.master_format),
        " does not serve weights of type ", name_of(key.weight_type),
-       "; fp32 weights are their own master, split and stochastic masters serve bfloat16");
+       "; fp32 weights are their own master, split, split8 and stochastic masters serve bfloat16");
 }
 
 void check_parameter(const LaunchKey& key, const DeviceParameter& parameter, size_t index,

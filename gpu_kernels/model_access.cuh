@@ -99,7 +99,7 @@ struct WeightRun {
   uint32_t weight[kRun];
   uint32_t master[kRun];
 
-  /// Fetches the weight, or its separate fp32 master, or both halves of a split one.
+  /// Fetches the weight, or its separate fp32 master, or both parts of a split one.
   __device__ __forceinline__ void load(const LaunchTypes& types, const void* weights,
                                        const void* masters, Run run) {
     if (types.master == MasterFormat::kF32) {
@@ -110,6 +110,8 @@ struct WeightRun {
     load_run<kRun, kWhole>(types.weight, weights, run, weight);
     if (types.master == MasterFormat::kSplit && !run.is_beyond) {
       device::load_words<kRun / 2>(static_cast<const int16_t*>(masters) + run.first, master);
+    } else if (types.master == MasterFormat::kSplit8 && !run.is_beyond) {
+      device::load_words<kRun / 4>(static_cast<const int8_t*>(masters) + run.first, master);
     }
   }
 
@@ -123,6 +125,12 @@ struct WeightRun {
         values[i] = quant::join_f32(device::halfword(weight, i),
                                     static_cast<int16_t>(device::halfword(master, i)));
       }
+    } else if (types.master == MasterFormat::kSplit8) {
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+        values[i] = quant::join8_f32(device::halfword(weight, i),
+                                     static_cast<int8_t>(master[i / 4] >> (8 * (i % 4))));
+      }
     } else {
       widen<kRun>(types.weight, weight, values);
     }
@@ -133,7 +141,9 @@ struct WeightRun {
                                         const device::RandomRun& random, void* weights,
                                         void* masters, Run run) {
     uint32_t draws[kRun / 2] = {};
-    if (types.master == MasterFormat::kStochastic) device::random_words<kRun>(random, draws);
+    if (types.master == MasterFormat::kStochastic || types.master == MasterFormat::kSplit8) {
+      device::random_words<kRun>(random, draws);
+    }
 #pragma unroll
     for (int i = 0; i < kRun / 2; ++i) encode_pair(types, values + 2 * i, draws[i], i);
     store_run<kRun, kWhole>(types.weight, weights, run, weight);
@@ -142,6 +152,8 @@ struct WeightRun {
       device::store_words<kRun>(static_cast<float*>(masters) + run.first, master);
     } else if (types.master == MasterFormat::kSplit) {
       device::store_words<kRun / 2>(static_cast<int16_t*>(masters) + run.first, master);
+    } else if (types.master == MasterFormat::kSplit8) {
+      device::store_words<kRun / 4>(static_cast<int8_t*>(masters) + run.first, master);
     }
   }
 
@@ -156,6 +168,10 @@ struct WeightRun {
       const device::SplitPair split = device::split_pair(values[0], values[1]);
       weight[i] = split.high;
       master[i] = split.low;
+    } else if (types.master == MasterFormat::kSplit8) {
+      const device::SplitPair split = device::split8_pair(values[0], values[1], draws);
+      weight[i] = split.high;
+      device::set_halfword(master, i, static_cast<uint16_t>(split.low));
     } else if (types.master == MasterFormat::kStochastic) {
       weight[i] = device::bf16_pair_stochastic(values[0], values[1], draws);
     } else {

@@ -20,9 +20,9 @@ namespace outboard::gpu {
 using StreamHandle = void*;
 
 /// One parameter of a launch: device pointers to its element 0. Weight and gradient hold exactly
-/// `elements` elements at any element alignment (16 bytes is fastest); master (int16 low halves or
-/// fp32) and state arrays are padded to whole tiles and aligned to 16 bytes. What lies between
-/// `elements` and the padded length is written as zero.
+/// `elements` elements at any element alignment (16 bytes is fastest); master and state
+/// arrays are padded to whole tiles and aligned to 16 bytes. What lies between `elements` and the
+/// padded length is written as zero.
 struct DeviceParameter {
   const void* gradient = nullptr;
   void* weight = nullptr;

@@ -31,8 +31,8 @@ void check_spec(const ParameterSpec& spec, const Device* device) {
                                                                   : spec.type == DType::kBF16;
   if (!fits) {
     fail(ErrorKind::kValue, kWho, spec.name, " of type ", name_of(spec.type),
-         " cannot have this master; float32 is its own master, bfloat16 takes a split, fp32 or no "
-         "master, float16 an fp32 master");
+         " cannot have this master; float32 is its own master, bfloat16 takes a split, split8, "
+         "fp32 or no master, float16 an fp32 master");
   }
   if (spec.rule) check_hyper(rule_info(*spec.rule), spec.hyper, kWho);
 }

@@ -69,7 +69,7 @@ struct Parameter {
   bool is_unsettled = false;
   EventPtr weight_current;
   bool keeps_loaded_master =
-      false;  ///< a loaded low half belongs to weights that may be loaded after it
+      false;  ///< a loaded master belongs to weights that may be loaded after it
 
   // The gradient of the step to come.
   int contributions = 0;        ///< gradients taken

@@ -176,7 +176,7 @@ CorrectedModel with_measured_parts(const PlanRequest& request, const Machine& ma
 }  // namespace
 
 std::string update_name(std::string_view rule, std::string_view state_format, MasterFormat master) {
-  constexpr std::string_view kMasters[] = {"weight", "split", "fp32", "stochastic"};
+  constexpr std::string_view kMasters[] = {"weight", "split", "fp32", "stochastic", "split8"};
   std::string name(rule);
   name.append(" ").append(state_format).append(" ");
   return name.append(kMasters[static_cast<size_t>(master)]);

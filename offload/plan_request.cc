@@ -44,7 +44,8 @@ double update_traffic(const ParameterToPlan& parameter) {
     case MasterFormat::kStochastic:
       break;
     case MasterFormat::kSplit:
-      full_precision = 8;
+    case MasterFormat::kSplit8:
+      full_precision += 2 * static_cast<double>(bytes_of(parameter.master));
       break;
     case MasterFormat::kF32:  // read and written, and its image written
       full_precision = 8 + weight;

@@ -13,9 +13,9 @@ namespace {
 // The master that belongs to a weight nobody has updated yet.
 void start_master(const Parameter& parameter, const void* weight, void* master, cpu::Arena& arena) {
   const ParameterSpec& spec = parameter.spec;
-  if (spec.master_format == MasterFormat::kSplit) {
+  if (is_split(spec.master_format)) {
     if (!parameter.keeps_loaded_master) {
-      std::memset(master, 0, padded_elements(spec.elements) * sizeof(int16_t));
+      std::memset(master, 0, padded_elements(spec.elements) * bytes_of(spec.master_format));
     }
   } else if (spec.master_format == MasterFormat::kF32 && !parameter.keeps_loaded_master) {
     arena.run(spec.elements, kNormSegmentElements, [&](size_t first, size_t last) {
@@ -46,7 +46,7 @@ void start_resident_master(const Parameter& parameter, CopyQueue& queue, cpu::Ar
   if (master_bytes == 0 || parameter.keeps_loaded_master) return;
   std::vector<std::byte> weight;
   std::vector<std::byte> master(master_bytes);
-  if (spec.master_format != MasterFormat::kSplit) {  // low halves are zeros, whatever the weight is
+  if (!is_split(spec.master_format)) {  // a split one is zeros, whatever the weight is
     weight.resize(spec.elements * bytes_of(spec.type));
     queue.copy_to_host(weight.data(), spec.weight, weight.size());
     queue.record()->synchronize();

@@ -12,7 +12,7 @@
 namespace outboard {
 
 /// Copies the weights of `parameters` down (after everything that `stream` was given), sets fp32
-/// masters to them and low halves to 0 (unless a loaded low half is being kept), and blocks until
+/// masters to them and split ones to 0 (unless a loaded one is being kept), and blocks until
 /// that is done. `queue` and `device` may be null when every parameter is in host memory.
 void read_weights(std::span<Parameter* const> parameters, Device* device, CopyQueue* queue,
                   ComputeStream stream, cpu::Arena& arena);

@@ -55,6 +55,20 @@ __device__ __forceinline__ SplitPair split_pair(float first, float second) {
   return {__byte_perm(a + 0x8000u, b + 0x8000u, 0x7632), __byte_perm(a, b, 0x5410)};
 }
 
+/// Bits whose upper 24 split8_f32 cuts.
+__device__ __forceinline__ uint32_t add_split8_draw(float value, uint32_t draw) {
+  const uint32_t b = splittable_bits(value);
+  return b + ((b & kMagnitudeMask) < kLastSplit8Bits ? draw & 0xFFu : 0u);
+}
+
+/// As split_pair for split8_f32, rounded by the halves of `draws`; `low` holds two bytes, and
+/// nothing of use above them.
+__device__ __forceinline__ SplitPair split8_pair(float first, float second, uint32_t draws) {
+  const uint32_t a = add_split8_draw(first, draws);
+  const uint32_t b = add_split8_draw(second, draws >> 16);
+  return {__byte_perm(a + 0x8000u, b + 0x8000u, 0x7632), __byte_perm(a, b, 0x0051)};
+}
+
 }  // namespace outboard::quant::device
 
 #endif  // OUTBOARD_QUANT_DEVICE_ROUNDING_CUH_

@@ -95,6 +95,30 @@ HWY_INLINE FloatVec load_joined(const uint16_t* high, const int16_t* low) {
   return hn::BitCast(FloatTag(), hn::Add(upper, hn::BitCast(BitsTag(), missing)));
 }
 
+/// What split8_f32 cuts, for 16 random bits per lane: the upper 24 bits count. Rounding is an
+/// addition to the bits, because those of numbers that are not rounded end in zeros.
+HWY_INLINE BitsVec split8_bits(FloatVec value, BitsVec random16) {
+  const BitsTag du;
+  const BitsVec b = splittable_bits(value);
+  const BitsVec draw = hn::And(random16, hn::Set(du, 0xFF));
+  const BitsVec magnitude = hn::And(b, hn::Set(du, kMagnitudeMask));
+  return hn::Add(b, if_greater(hn::Set(du, kLastSplit8Bits), magnitude, draw, hn::Zero(du)));
+}
+
+/// Bits 8 to 15 of what split8_bits returned.
+HWY_INLINE void store_split8_low(BitsVec b, uint8_t* low) {
+  const hn::Rebind<uint8_t, FloatTag> d8;
+  hn::StoreU(hn::TruncateTo(d8, hn::ShiftRight<8>(b)), d8, low);
+}
+
+/// As quant::join8_f32 for one vector of both parts.
+HWY_INLINE FloatVec load_joined8(const uint16_t* high, const int8_t* low) {
+  const hn::Rebind<int8_t, FloatTag> d8;
+  const auto missing = hn::ShiftLeft<8>(hn::PromoteTo(SignedTag(), hn::LoadU(d8, low)));
+  const BitsVec upper = hn::ShiftLeft<16>(load_halfwords(high));
+  return hn::BitCast(FloatTag(), hn::Add(upper, hn::BitCast(BitsTag(), missing)));
+}
+
 /// fp16 to fp32, as quant::f32_from_f16. Multiplying the shifted pattern by 2^112 is exact for
 /// normals and subnormals.
 HWY_INLINE FloatVec f32_from_f16(BitsVec codes) {

@@ -1,7 +1,7 @@
 // Conversions between fp32 and 16-bit floats, bit by bit, for host and device: nearest, stochastic
-// and split. These scalar functions define what every SIMD and GPU version stores. Only integer
-// operations decide a rounding, so no floating-point mode and no hardware converter can change a
-// bit.
+// and split in two. These scalar functions define what every SIMD and GPU version stores. Only
+// integer operations decide a rounding, so no floating-point mode and no hardware converter can
+// change a bit.
 #ifndef OUTBOARD_QUANT_ROUNDING_H_
 #define OUTBOARD_QUANT_ROUNDING_H_
 
@@ -14,6 +14,8 @@ namespace outboard::quant {
 inline constexpr uint32_t kSignMask = 0x80000000u;
 inline constexpr uint32_t kMagnitudeMask = 0x7FFFFFFFu;
 inline constexpr uint32_t kInfinityBits = 0x7F800000u;
+/// The largest finite number of 24 bits; what lies above it is rounded to it and not to infinity.
+inline constexpr uint32_t kLastSplit8Bits = 0x7F7FFF00u;
 
 OUTBOARD_HD float f32_from_bf16(uint16_t code) {
   return exact::from_bits(static_cast<uint32_t>(code) << 16);
@@ -57,6 +59,28 @@ OUTBOARD_HD SplitF32 split_f32(float value) {
 /// The inverse of split_f32.
 OUTBOARD_HD float join_f32(uint16_t high, int16_t low) {
   return exact::from_bits((static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(low));
+}
+
+/// As SplitF32, for the upper 24 bits of an fp32 value.
+struct Split8F32 {
+  uint16_t high;
+  int8_t low;
+};
+
+/// The value rounded to a multiple of 256 units in its last place, then cut without loss. The
+/// magnitude grows with probability (last 8 bits) / 256, where the last 8 bits of `random` are
+/// uniform. A finite value stays finite; any NaN becomes the quiet NaN of its sign.
+OUTBOARD_HD Split8F32 split8_f32(float value, uint32_t random) {
+  uint32_t b = exact::bits(value);
+  const uint32_t magnitude = b & kMagnitudeMask;
+  if (magnitude > kInfinityBits) b = (b & kSignMask) | 0x7FC00000u;
+  if (magnitude < kLastSplit8Bits) b += random & 0xFFu;
+  return {static_cast<uint16_t>((b + 0x8000u) >> 16), static_cast<int8_t>(b >> 8 & 0xFFu)};
+}
+
+/// The inverse of split8_f32 for values that it does not round.
+OUTBOARD_HD float join8_f32(uint16_t high, int8_t low) {
+  return exact::from_bits((static_cast<uint32_t>(high) << 16) + (static_cast<uint32_t>(low) << 8));
 }
 
 OUTBOARD_HD float f32_from_f16(uint16_t code) {

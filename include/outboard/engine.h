@@ -173,8 +173,8 @@ class Engine {
   /// read.
   double gradient_norm(const StepRequest& request, ComputeStream stream);
 
-  /// Reads the weights of `parameters` from the device again (blocks). A low half that load_step()
-  /// announced is kept.
+  /// Reads the weights of `parameters` from the device again (blocks). A split master that
+  /// load_step() announced is kept.
   void reload_weights(std::span<const size_t> parameters, ComputeStream stream);
   /// The weight moved to `weight` (same type and length).
   void set_weight(size_t parameter, void* weight);

@@ -10,7 +10,7 @@ namespace outboard {
 /// Bytes held, by kind. Host kinds are exact sizes of mapped memory.
 struct MemoryStats {
   size_t host_weights = 0;  ///< host images of device weights (the high half of a split master)
-  size_t host_masters = 0;  ///< low halves and fp32 masters
+  size_t host_masters = 0;  ///< what split masters add, and fp32 masters
   size_t host_state = 0;
   size_t host_gradients = 0;     ///< gradient store
   size_t host_accumulators = 0;  ///< fp32 sums over micro-batches

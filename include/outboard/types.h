@@ -36,11 +36,21 @@ enum class MasterFormat : uint8_t {
   kSplit,       ///< the bf16 weight is the high half, an int16 array holds the low half; lossless
   kF32,         ///< a separate fp32 master; the 16-bit weight is its rounded image (bf16 or fp16)
   kStochastic,  ///< no master: the bf16 weight is rounded stochastically at each update
+  kSplit8,      ///< as kSplit with an int8 array: fp32 rounded stochastically to its upper 24 bits
 };
 
-/// Bytes per element of the array beside the weight: 0, 2 or 4.
+/// Bytes per element of the array beside the weight: 0, 1, 2 or 4.
 [[nodiscard]] constexpr size_t bytes_of(MasterFormat format) {
-  return format == MasterFormat::kSplit ? 2 : format == MasterFormat::kF32 ? 4 : 0;
+  return format == MasterFormat::kSplit    ? 2
+         : format == MasterFormat::kSplit8 ? 1
+         : format == MasterFormat::kF32    ? 4
+                                           : 0;
+}
+
+/// Whether the array beside the weight holds only what the weight lacks: zeros, until the weight is
+/// updated.
+[[nodiscard]] constexpr bool is_split(MasterFormat format) {
+  return format == MasterFormat::kSplit || format == MasterFormat::kSplit8;
 }
 
 [[nodiscard]] constexpr size_t round_up(size_t value, size_t multiple) {

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <array>
 #include <sstream>
 
 #include "outboard/error.h"
@@ -32,6 +33,12 @@ at::ScalarType scalar_type_of(Format format) {
   return format == Format::kF32 ? at::kFloat : at::kBFloat16;
 }
 
+at::ScalarType scalar_type_of(MasterFormat format) {
+  return format == MasterFormat::kSplit    ? at::kShort
+         : format == MasterFormat::kSplit8 ? at::kChar
+                                           : at::kFloat;
+}
+
 std::string_view name_of(MasterFormat format) {
   switch (format) {
     case MasterFormat::kWeight:
@@ -42,14 +49,17 @@ std::string_view name_of(MasterFormat format) {
       return "fp32";
     case MasterFormat::kStochastic:
       return "none";
+    case MasterFormat::kSplit8:
+      return "split8";
   }
   return "";
 }
 
 MasterFormat master_named(std::string_view word, DType type, bool has_rule, std::string_view name) {
-  if (word != "auto" && word != "split" && word != "fp32" && word != "none") {
+  constexpr std::array<std::string_view, 5> kWords = {"auto", "split", "split8", "fp32", "none"};
+  if (std::ranges::find(kWords, word) == kWords.end()) {
     fail(ErrorKind::kValue, kWho, "master is \"", word,
-         "\"; give \"auto\", \"split\", \"fp32\" or \"none\"");
+         "\"; give \"auto\", \"split\", \"split8\", \"fp32\" or \"none\"");
   }
   if (type == DType::kF32) return MasterFormat::kWeight;  // the weight is its own master
   if (word == "fp32" || (word == "auto" && (!has_rule || type == DType::kF16))) {
@@ -64,7 +74,8 @@ MasterFormat master_named(std::string_view word, DType type, bool has_rule, std:
     fail(ErrorKind::kValue, kWho, "master \"", word, "\" of the float16 parameter ", name,
          " does not exist; give master=\"auto\" or \"fp32\"");
   }
-  return word == "none" ? MasterFormat::kStochastic : MasterFormat::kSplit;
+  if (word == "none") return MasterFormat::kStochastic;
+  return word == "split8" ? MasterFormat::kSplit8 : MasterFormat::kSplit;
 }
 
 StateFormatArray formats_of(const RuleInfo& rule, const FormatWish& wish, size_t elements,

@@ -22,12 +22,14 @@ inline constexpr std::string_view kWho = "outboard";
 [[nodiscard]] DType dtype_of(at::ScalarType type, std::string_view name);
 [[nodiscard]] at::ScalarType scalar_type_of(DType type);
 [[nodiscard]] at::ScalarType scalar_type_of(Format format);
+/// Of the array beside the weight.
+[[nodiscard]] at::ScalarType scalar_type_of(MasterFormat format);
 
-/// "weight", "split", "fp32", "none".
+/// "weight", "split", "split8", "fp32", "none".
 [[nodiscard]] std::string_view name_of(MasterFormat format);
 
-/// The master that a user's word stands for: "auto", "split", "fp32", "none". Parameters without a
-/// rule are updated in fp32 by the caller and need an fp32 master. Throws Error(kValue).
+/// The master that a user's word stands for: "auto", "split", "split8", "fp32", "none". Parameters
+/// without a rule are updated in fp32 by the caller and need an fp32 master. Throws Error(kValue).
 [[nodiscard]] MasterFormat master_named(std::string_view word, DType type, bool has_rule,
                                         std::string_view name);
 

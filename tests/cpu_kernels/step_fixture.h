@@ -26,6 +26,7 @@ inline constexpr Layout kLayouts[] = {
     {"f32", DType::kF32, MasterFormat::kWeight},
     {"f32+f32", DType::kF32, MasterFormat::kF32},
     {"bf16 split", DType::kBF16, MasterFormat::kSplit},
+    {"bf16 split8", DType::kBF16, MasterFormat::kSplit8},
     {"bf16+f32", DType::kBF16, MasterFormat::kF32},
     {"bf16 stochastic", DType::kBF16, MasterFormat::kStochastic},
     {"f16+f32", DType::kF16, MasterFormat::kF32},

@@ -117,6 +117,8 @@ TEST(Step, RefusesMastersThatCannotHoldTheWeight) {
   };
   EXPECT_THROW(try_layout(DType::kBF16, MasterFormat::kWeight), Error);
   EXPECT_THROW(try_layout(DType::kF16, MasterFormat::kSplit), Error);
+  EXPECT_THROW(try_layout(DType::kF16, MasterFormat::kSplit8), Error);
+  EXPECT_THROW(try_layout(DType::kF32, MasterFormat::kSplit8), Error);
   EXPECT_THROW(try_layout(DType::kF32, MasterFormat::kStochastic), Error);
   EXPECT_NO_THROW(try_layout(DType::kF16, MasterFormat::kF32));
 }

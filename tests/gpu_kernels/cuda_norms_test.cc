@@ -37,8 +37,10 @@ std::vector<Combination> common_combinations() {
     for (const Combination& plain : combinations(DType::kF32, MasterFormat::kWeight, formats)) {
       all.push_back(plain);
     }
-    for (const Combination& split : combinations(DType::kBF16, MasterFormat::kSplit, formats)) {
-      all.push_back(split);
+    for (const MasterFormat master : {MasterFormat::kSplit, MasterFormat::kSplit8}) {
+      for (const Combination& split : combinations(DType::kBF16, master, formats)) {
+        all.push_back(split);
+      }
     }
   }
   return all;

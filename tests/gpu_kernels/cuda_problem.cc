@@ -154,6 +154,10 @@ void Problem::fill(size_t index, uint64_t seed) {
       std::memcpy(&host_[at], &split.high, sizeof(split.high));
       std::memcpy(&host_[layout.master.offset + i * sizeof(split.low)], &split.low,
                   sizeof(split.low));
+    } else if (combination_.master_format == MasterFormat::kSplit8) {
+      const quant::Split8F32 split = quant::split8_f32(weight, 0);
+      std::memcpy(&host_[at], &split.high, sizeof(split.high));
+      std::memcpy(&host_[layout.master.offset + i], &split.low, sizeof(split.low));
     }
   }
   for (size_t s = 0; s < kMaxStates; ++s) {

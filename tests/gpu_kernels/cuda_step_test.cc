@@ -27,6 +27,7 @@ struct WeightKind {
 
 constexpr std::array kWeightKinds{WeightKind{DType::kF32, MasterFormat::kWeight},
                                   WeightKind{DType::kBF16, MasterFormat::kSplit},
+                                  WeightKind{DType::kBF16, MasterFormat::kSplit8},
                                   WeightKind{DType::kBF16, MasterFormat::kF32},
                                   WeightKind{DType::kBF16, MasterFormat::kStochastic},
                                   WeightKind{DType::kF16, MasterFormat::kF32}};
@@ -124,6 +125,7 @@ std::vector<Combination> common_combinations() {
     const StateFormats formats = state_formats_named(name);
     combinations.push_back(adamw(DType::kF32, MasterFormat::kWeight, formats));
     combinations.push_back(adamw(DType::kBF16, MasterFormat::kSplit, formats));
+    combinations.push_back(adamw(DType::kBF16, MasterFormat::kSplit8, formats));
     combinations.push_back(adamw(DType::kBF16, MasterFormat::kStochastic, formats));
   }
   return combinations;
@@ -159,10 +161,12 @@ TEST(GpuStepShapes, ManyBlocksOfOneParameter) {
 TEST(GpuStepShapes, PiecesOfAParameterDrawTheNumbersOfTheWhole) {
   OUTBOARD_REQUIRE_GPU();
   gpu::StepLauncher launcher;
-  Problem problem(adamw(DType::kBF16, MasterFormat::kStochastic, kNarrow), {{100'003}, {2049}}, 7);
-  problem.step_on_cpu(2);
-  problem.step_on_gpu(launcher, 2, /*piece_elements=*/2048);
-  EXPECT_EQ(problem.difference(), "");
+  for (const MasterFormat master : {MasterFormat::kStochastic, MasterFormat::kSplit8}) {
+    Problem problem(adamw(DType::kBF16, master, kNarrow), {{100'003}, {2049}}, 7);
+    problem.step_on_cpu(2);
+    problem.step_on_gpu(launcher, 2, /*piece_elements=*/2048);
+    EXPECT_EQ(problem.difference(), "");
+  }
 }
 
 TEST(GpuStepShapes, IndexesBeyond32Bits) {

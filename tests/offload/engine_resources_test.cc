@@ -71,6 +71,7 @@ TEST(EngineMemory, MatchesTheTable) {
   using enum MasterFormat;
   const std::tuple<DType, MasterFormat, const char*, size_t> kRows[] = {
       {DType::kBF16, kSplit, "fp32", 12 + 2},     {DType::kBF16, kSplit, "bf16", 8 + 2},
+      {DType::kBF16, kSplit8, "fp32", 11 + 2},    {DType::kBF16, kSplit8, "bf16", 7 + 2},
       {DType::kBF16, kStochastic, "bf16", 6 + 2}, {DType::kBF16, kStochastic, "fp32", 10 + 2},
       {DType::kBF16, kF32, "fp32", 12 + 2 + 2},   {DType::kF32, kWeight, "fp32", 4 + 8 + 4},
       {DType::kF32, kWeight, "bf16", 4 + 4 + 4},  {DType::kF16, kF32, "fp32", 4 + 2 + 8 + 2},

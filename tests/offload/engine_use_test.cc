@@ -155,6 +155,14 @@ TEST_F(EngineUse, ParametersThatCannotBe) {
   expect_error(ErrorKind::kValue, "lr", [&] { add([](auto& s) { s.hyper[0] = -1; }); });
   expect_error(ErrorKind::kValue, "cannot have this master",
                [&] { add([](auto& s) { s.master_format = MasterFormat::kSplit; }); });
+  expect_error(ErrorKind::kValue, "split8",
+               [&] { add([](auto& s) { s.master_format = MasterFormat::kSplit8; }); });
+  expect_error(ErrorKind::kValue, "float16 cannot have this master", [&] {
+    add([](auto& s) {
+      s.type = DType::kF16;
+      s.master_format = MasterFormat::kSplit8;
+    });
+  });
   expect_error(ErrorKind::kValue, "cannot have this master",
                [&] { add([](auto& s) { s.type = DType::kF16; }); });
   expect_error(ErrorKind::kMemory, "elements",

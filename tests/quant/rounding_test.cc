@@ -19,6 +19,12 @@ using ::outboard::testing::same_bits;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+/// `value` as a split8 master holds it.
+float rejoined(float value, uint32_t random) {
+  const Split8F32 split = split8_f32(value, random);
+  return join8_f32(split.high, split.low);
+}
+
 /// Patterns whose upper halves are all values and whose lower halves sit around the thresholds of a
 /// rounding.
 template <class Check>
@@ -72,12 +78,15 @@ TEST(Rounding, NanStaysNanAndInfinityStaysInfinity) {
     EXPECT_TRUE(std::isnan(f32_from_f16(f16_nearest(nan))));
     EXPECT_TRUE(std::isnan(f32_from_bf16(split_f32(nan).high)));
     EXPECT_TRUE(std::isnan(join_f32(split_f32(nan).high, split_f32(nan).low)));
+    EXPECT_TRUE(std::isnan(f32_from_bf16(split8_f32(nan, 0xFFFF).high)));
+    EXPECT_TRUE(std::isnan(rejoined(nan, 0xFFFF)));
   }
   for (const float infinity : {kInfinity, -kInfinity}) {
     EXPECT_EQ(f32_from_bf16(bf16_nearest(infinity)), infinity);
     EXPECT_EQ(f32_from_bf16(bf16_stochastic(infinity, 0xFFFF)), infinity);
     EXPECT_EQ(f32_from_f16(f16_nearest(infinity)), infinity);
     EXPECT_EQ(join_f32(split_f32(infinity).high, split_f32(infinity).low), infinity);
+    EXPECT_EQ(rejoined(infinity, 0xFFFF), infinity);
   }
 }
 
@@ -121,6 +130,56 @@ TEST(Rounding, SplitHighIsNearestExceptOnTies) {
   });
   EXPECT_EQ(split_f32(exact::from_bits(0x3F808000u)).high, 0x3F81);  // away from zero
   EXPECT_EQ(split_f32(exact::from_bits(0x3F818000u)).high, 0x3F82);
+}
+
+TEST(Rounding, Split8HoldsOneOfTheTwoNumbersOf24BitsAroundTheValue) {
+  for_each_awkward_pattern([](float value) {
+    if (!std::isfinite(value)) return;
+    const uint32_t below = exact::bits(value) & 0xFFFFFF00u;
+    for (const uint32_t random : {0u, 1u, 0x80u, 0xFFu, 0xFF00u, 0xFFFFu}) {
+      const bool is_up = (exact::bits(value) & 0xFF) + (random & 0xFF) > 0xFF;
+      const bool is_last = (below & kMagnitudeMask) == kLastSplit8Bits;
+      const float expected = exact::from_bits(below + (is_up && !is_last ? 256 : 0));
+      ASSERT_TRUE(same_bits(expected, rejoined(value, random))) << std::hexfloat << value;
+    }
+  });
+}
+
+TEST(Rounding, Split8IsWithin2ToTheMinus15) {
+  Numbers numbers(3);
+  for (int i = 0; i < 100'000; ++i) {
+    const float value = numbers.spread();
+    const double error = std::abs(static_cast<double>(rejoined(value, numbers.bits())) - value);
+    ASSERT_LT(error, 0x1p-15 * std::abs(value)) << std::hexfloat << value;
+  }
+}
+
+TEST(Rounding, Split8HighIsTheNearestOfWhatIsHeld) {
+  for_each_awkward_pattern([](float value) {
+    const float held = rejoined(value, exact::bits(value) >> 7);
+    ASSERT_EQ(split8_f32(value, exact::bits(value) >> 7).high, split_f32(held).high)
+        << std::hexfloat << value;
+  });
+}
+
+TEST(Rounding, Split8RestoresEveryPairThatItStores) {
+  for (uint32_t pair = 0; pair < (1u << 24); pair += 3) {
+    const float value = exact::from_bits(pair << 8);
+    ASSERT_TRUE(same_bits(value, rejoined(value, pair)));
+  }
+}
+
+TEST(Rounding, Split8RoundsUpAsOftenAsTheDiscardedBitsSay) {
+  for (const uint32_t low : {0u, 1u, 0x40u, 0x80u, 0xFFu}) {
+    // The second one carries into the upper half.
+    for (const uint32_t base : {0x3F801200u, 0x3F807F00u, 0xBF80FF00u}) {
+      uint32_t ups = 0;
+      for (uint32_t random = 0; random < 256; ++random) {
+        ups += exact::bits(rejoined(exact::from_bits(base | low), random)) == base + 256 ? 1 : 0;
+      }
+      EXPECT_EQ(ups, low);
+    }
+  }
 }
 
 TEST(Rounding, F16DecodesToSignTimesMantissaTimesPower) {

@@ -30,9 +30,11 @@ inline void reference_rule(RuleId rule, const RuleScalars& scalars, float gradie
 
 inline float reference_master(const cpu::ParameterUpdate& u, size_t i) {
   if (u.master_format == MasterFormat::kF32) return static_cast<const float*>(u.master)[i];
-  if (u.master_format != MasterFormat::kSplit) return reference_load(u.weight_type, u.weight, i);
-  return quant::join_f32(static_cast<const uint16_t*>(u.weight)[i],
-                         static_cast<const int16_t*>(u.master)[i]);
+  if (!is_split(u.master_format)) return reference_load(u.weight_type, u.weight, i);
+  const uint16_t high = static_cast<const uint16_t*>(u.weight)[i];
+  return u.master_format == MasterFormat::kSplit
+             ? quant::join_f32(high, static_cast<const int16_t*>(u.master)[i])
+             : quant::join8_f32(high, static_cast<const int8_t*>(u.master)[i]);
 }
 
 inline void reference_store(const cpu::ParameterUpdate& u, size_t i, float value) {
@@ -47,6 +49,10 @@ inline void reference_store(const cpu::ParameterUpdate& u, size_t i, float value
   } else if (u.master_format == MasterFormat::kSplit) {
     code = quant::split_f32(value).high;
     static_cast<int16_t*>(u.master)[i] = quant::split_f32(value).low;
+  } else if (u.master_format == MasterFormat::kSplit8) {
+    const auto split = quant::split8_f32(value, random16(u.random_key, u.step, 0, i));
+    code = split.high;
+    static_cast<int8_t*>(u.master)[i] = split.low;
   } else {
     code = u.weight_type == DType::kBF16 ? quant::bf16_nearest(value) : quant::f16_nearest(value);
   }

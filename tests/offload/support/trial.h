@@ -195,11 +195,9 @@ struct Trial {
 /// ones of several chunks and tiny ones; besides, residents and one in host memory.
 inline std::vector<TrialParameter> parameters_of_every_kind(uint64_t seed) {
   using enum MasterFormat;
-  const std::pair<DType, MasterFormat> kinds[] = {{DType::kF32, kWeight},
-                                                  {DType::kBF16, kSplit},
-                                                  {DType::kBF16, kF32},
-                                                  {DType::kBF16, kStochastic},
-                                                  {DType::kF16, kF32}};
+  const std::pair<DType, MasterFormat> kinds[] = {
+      {DType::kF32, kWeight},      {DType::kBF16, kSplit}, {DType::kBF16, kF32},
+      {DType::kBF16, kStochastic}, {DType::kF16, kF32},    {DType::kBF16, kSplit8}};
   std::vector<TrialParameter> parameters;
   for (const auto& [type, master] : kinds) {
     const uint64_t draw = splitmix64(seed + parameters.size());
@@ -214,7 +212,10 @@ inline std::vector<TrialParameter> parameters_of_every_kind(uint64_t seed) {
   }
   parameters[1].elements = 3 * kTrialChunkElements;  // ends on a chunk's edge
   parameters[0].elements = 0;
+  const size_t first_resident = parameters.size();
   parameters.push_back(parameters[8]);
+  parameters.back().placement = Placement::kResident;
+  parameters.push_back(parameters[10]);
   parameters.back().placement = Placement::kResident;
   parameters.push_back(parameters[2]);
   parameters.back().placement = Placement::kResident;
@@ -224,7 +225,7 @@ inline std::vector<TrialParameter> parameters_of_every_kind(uint64_t seed) {
   parameters.push_back(parameters[4]);
   parameters.back().memory = Memory::kHost;
   // A resident's gradient comes last: nothing but the step itself waits for it.
-  std::swap(parameters[0], parameters[10]);
+  std::swap(parameters[0], parameters[first_resident]);
   return parameters;
 }
 
