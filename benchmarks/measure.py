@@ -20,7 +20,7 @@ from systems import CASES, Case, NotInstalled, System, free_gradients_in_hook, m
 from torch import Tensor, nn
 
 # Bytes per element that design.md's memory table gives for a bf16 weight.
-_MASTER_BYTES = {"auto": 2, "split": 2, "fp32": 4, "none": 0, "stochastic": 0}
+_MASTER_BYTES = {"auto": 2, "split": 2, "split8": 1, "fp32": 4, "none": 0, "stochastic": 0}
 _STATE_BYTES = {"fp32": 8, "bf16": 4, "8bit": 2 + 8 / 128, "4bit": 1 + 8 / 128}
 _IMAGE_BYTES, _GRADIENT_BYTES = 2, 2
 _CAUSES = ("waiting_for_gradients", "updating", "returning", "exposed", "in_step")

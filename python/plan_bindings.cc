@@ -44,12 +44,13 @@ DType dtype_named(const std::string& word) {
 
 MasterFormat master_named(const std::string& word) {
   constexpr std::array kMasters = {MasterFormat::kWeight, MasterFormat::kSplit, MasterFormat::kF32,
-                                   MasterFormat::kStochastic};
+                                   MasterFormat::kStochastic, MasterFormat::kSplit8};
   return named("master", word, kMasters, [](MasterFormat master) {
-    return master == MasterFormat::kWeight  ? "weight"
-           : master == MasterFormat::kSplit ? "split"
-           : master == MasterFormat::kF32   ? "fp32"
-                                            : "stochastic";
+    return master == MasterFormat::kWeight   ? "weight"
+           : master == MasterFormat::kSplit  ? "split"
+           : master == MasterFormat::kSplit8 ? "split8"
+           : master == MasterFormat::kF32    ? "fp32"
+                                             : "stochastic";
   });
 }
 

@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     optimizer.add_argument("--lr", type=float, help="peak learning rate; default: the optimizer's")
     optimizer.add_argument("--clip", type=_not_negative, default=1.0, help="0: off (1.0)")
     optimizer.add_argument("--state-format", default="fp32", help="such as fp32, bf16, 8bit, 4bit")
-    optimizer.add_argument("--master", default="auto", help="auto, split, fp32 or none")
+    optimizer.add_argument("--master", default="auto", help="auto, split, split8, fp32 or none")
     optimizer.add_argument("--offload", action=argparse.BooleanOptionalAction, default=True)
     optimizer.add_argument("--offload-gradients", action="store_true")
     optimizer.add_argument(

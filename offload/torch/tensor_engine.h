@@ -34,7 +34,8 @@ struct TensorGroup {
   std::vector<double> hyper = {};  ///< in catalogue order
   std::vector<FormatWish> state_formats = {};  ///< one each
   size_t min_quantized_elements = 0;  ///< below it, fp32 takes the place of formats with blocks
-  std::string master = "auto";  ///< "auto", "split", "fp32", "none" (stochastic rounding for bf16)
+  std::string master = "auto";        ///< "auto", "split", "split8", "fp32", "none" (rounds bf16
+                                      ///< stochastically)
 };
 
 /// Holds the parameters' tensors and watches their gradients. CUDA parameters are offloaded or
@@ -113,7 +114,7 @@ class TensorEngine {
 
   /// "host", "streamed", "resident" or "cpu".
   [[nodiscard]] std::string placement(size_t parameter) const;
-  /// "weight", "split", "fp32" or "none".
+  /// "weight", "split", "split8", "fp32" or "none".
   [[nodiscard]] std::string master_format(size_t parameter) const;
   [[nodiscard]] size_t parameter_count() const { return slots_.size(); }
   [[nodiscard]] MemoryStats memory() const;
@@ -151,6 +152,7 @@ class TensorEngine {
   [[nodiscard]] at::Device state_device(size_t parameter) const;
   void check_state(size_t parameter, const TensorMap& state) const;
   void load_state(size_t parameter, const TensorMap& state);
+  void write_master(size_t parameter, const at::Tensor& value);
   void write_states(size_t parameter, const TensorMap& state, int64_t step);
   void write_state(size_t parameter, size_t i, const at::Tensor& value, int64_t step);
   void write_state(size_t parameter, size_t i, const PackedState& packed, int64_t step);

@@ -28,14 +28,36 @@ size_t state_index(const RuleInfo& rule, std::string_view key) {
   return static_cast<size_t>(found - rule.states.begin());
 }
 
-// The low half of an fp32 master: its lower 16 bits, because bits = (high << 16) + low modulo 2^32.
-at::Tensor low_half(const at::Tensor& master) {
-  return master.to(at::kFloat).contiguous().view(at::kInt).bitwise_and(0xFFFF).to(at::kShort);
+bool is_split_type(const at::Tensor& master) {
+  return master.scalar_type() == at::kShort || master.scalar_type() == at::kChar;
+}
+
+// The bits of a bf16 weight as the upper half of fp32 bits.
+at::Tensor upper_half(const at::Tensor& weight) {
+  return weight.to(at::kCPU).contiguous().view(at::kShort).to(at::kInt) * 65536;
+}
+
+// What a split master holds of any master: of another split one its bits, of an fp32 one the lower
+// 16, because bits = (high << 16) + low modulo 2^32, in whichever order weight and master are
+// loaded.
+at::Tensor low_half(const at::Tensor& master, const at::Tensor& weight) {
+  if (master.scalar_type() == at::kShort) return master;
+  if (master.scalar_type() == at::kChar) return master.to(at::kShort) * 256;
+  const at::Tensor bits = master.to(at::kCPU, at::kFloat).contiguous().view(at::kInt);
+  // A tie that was rounded down, to an even weight: what is missing is one more than fits. The
+  // lower bits alone would mean as much below the weight.
+  const at::Tensor is_below = (bits - upper_half(weight)).eq(0x8000);
+  return bits.bitwise_and(0xFFFF).to(at::kShort).masked_fill(is_below, 0x7FFF);
+}
+
+// The same for split8: the nearest of its values, which a split8 master is itself.
+at::Tensor low_byte(const at::Tensor& master, const at::Tensor& weight) {
+  const at::Tensor low = low_half(master, weight).to(at::kInt);
+  return (low + 128).bitwise_right_shift(8).clamp_max(127).to(at::kChar);
 }
 
 at::Tensor joined(const at::Tensor& weight, const at::Tensor& low) {
-  const at::Tensor high = weight.to(at::kCPU).contiguous().view(at::kShort).to(at::kInt);
-  return (high * 65536 + low.to(at::kCPU).contiguous().to(at::kInt)).view(at::kFloat);
+  return (upper_half(weight) + low.to(at::kCPU).contiguous().to(at::kInt)).view(at::kFloat);
 }
 
 }  // namespace
@@ -90,9 +112,8 @@ TensorMap TensorEngine::state(size_t parameter, StateLayout layout) {
     }
   }
   if (view.master != nullptr) {
-    const bool is_split = view.spec->master_format == MasterFormat::kSplit;
     result.emplace_back(kMaster,
-                        view_of(parameter, view.master, is_split ? at::kShort : at::kFloat));
+                        view_of(parameter, view.master, scalar_type_of(view.spec->master_format)));
   }
   return result;
 }
@@ -121,8 +142,7 @@ void TensorEngine::check_state(size_t parameter, const TensorMap& state) const {
       fail(ErrorKind::kValue, kWho, "state of ", slot.name, " has the unknown entry \"", key,
            "\"; ", rule.name, " does not keep it: load a state dict of the same optimizer class");
     }
-    const bool has_type =
-        value.is_floating_point() || (key == kMaster && value.scalar_type() == at::kShort);
+    const bool has_type = value.is_floating_point() || (key == kMaster && is_split_type(value));
     if (value.layout() != at::kStrided || value.sizes() != slot.tensor.sizes() || !has_type) {
       fail(ErrorKind::kValue, kWho, "state \"", key, "\" of ", slot.name, " is ", describe(value),
            " but the parameter is ", describe(slot.tensor),
@@ -192,6 +212,20 @@ void TensorEngine::write_states(size_t parameter, const TensorMap& state, int64_
   for (const PackedState& one : packed) write_state(parameter, one.state(), one, step);
 }
 
+void TensorEngine::write_master(size_t parameter, const at::Tensor& value) {
+  const ParameterView view = engine_->view(parameter);
+  const MasterFormat format = view.spec->master_format;
+  const at::Tensor master = view_of(parameter, view.master, scalar_type_of(format));
+  const at::Tensor weight = slots_[parameter].tensor.detach();
+  if (format == MasterFormat::kSplit) {
+    master.copy_(low_half(value, weight));
+  } else if (format == MasterFormat::kSplit8) {
+    master.copy_(low_byte(value, weight));
+  } else {
+    master.copy_(is_split_type(value) ? joined(weight, low_half(value, weight)) : value);
+  }
+}
+
 void TensorEngine::load_state(size_t parameter, const TensorMap& state) {
   // Rules whose torch counterpart counts no steps (SGD): a buffer that exists is not the first one.
   const at::Tensor* found = find(state, kStep);
@@ -200,14 +234,7 @@ void TensorEngine::load_state(size_t parameter, const TensorMap& state) {
   const ParameterView view = engine_->view(parameter);
   const at::Tensor* master = find(state, kMaster);
   const bool has_master = master != nullptr && view.master != nullptr;
-  if (has_master && view.spec->master_format == MasterFormat::kSplit) {
-    const bool is_low = master->scalar_type() == at::kShort;
-    view_of(parameter, view.master, at::kShort).copy_(is_low ? *master : low_half(*master));
-  } else if (has_master) {
-    const bool is_low = master->scalar_type() == at::kShort;
-    view_of(parameter, view.master, at::kFloat)
-        .copy_(is_low ? joined(slots_[parameter].tensor.detach(), *master) : *master);
-  }
+  if (has_master) write_master(parameter, *master);
   engine_->load_step(parameter, step, has_master);
 }
 

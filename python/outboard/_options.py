@@ -14,7 +14,7 @@ from ._placement import checked_placements, places_of
 from .hyper import WHO
 
 SCHEDULES = ("auto", "at_step", "next_forward", "in_backward")
-MASTERS = ("auto", "split", "fp32", "stochastic", "none")
+MASTERS = ("auto", "split", "split8", "fp32", "stochastic", "none")
 DEFAULT_CHUNK_ELEMENTS = 16 << 20
 
 

@@ -95,8 +95,10 @@ def _planned(
     from . import plan
 
     dtype = str(parameters[0].dtype).removeprefix("torch.")
-    if master == "auto":
-        master = {"bfloat16": "split", "float16": "fp32"}.get(dtype, "weight")
+    if dtype == "float32":
+        master = "weight"  # the option is about other weights
+    elif master == "auto":
+        master = {"bfloat16": "split"}.get(dtype, "fp32")
     master = _MASTERS.get(master, master)
     wish = plan.PlanWish(
         rule=rule,

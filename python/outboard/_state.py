@@ -14,6 +14,7 @@ from ._base_class import NEEDED_BY
 from .hyper import WHO
 
 FORMAT_VERSION = 1
+_MASTER_DTYPES = (torch.int16, torch.int8, torch.float32)  # split, split8, fp32
 # Rules whose scalars need the count; the others only ask whether there was a step.
 NEEDS_STEP = ("AdamW", "Adam", "Adagrad", "AdEMAMix", "LAMB")
 
@@ -89,7 +90,7 @@ def native_entry(
             check_tensor(value, parameter.shape, name, key)
             result[key] = value
     if entry.get("master") is not None:
-        check_tensor(entry["master"], parameter.shape, name, "master", (torch.int16, torch.float32))
+        check_tensor(entry["master"], parameter.shape, name, "master", _MASTER_DTYPES)
         result["master"] = entry["master"]
     if result or "step" in entry:
         result["step"] = _step(entry, name, rule)

@@ -163,7 +163,7 @@ def show(shape: ModelShape, wish: PlanWish, model_bytes: int, plans: list[Plan],
 @click.option("--dtype", type=click.Choice(list(_MASTERS)), default="bfloat16", show_default=True)
 @click.option(
     "--master",
-    type=click.Choice(["auto", "split", "fp32", "stochastic"]),
+    type=click.Choice(["auto", "split", "split8", "fp32", "stochastic"]),
     default="auto",
     help="As the optimizer's option.",
 )

@@ -37,7 +37,8 @@ class CPUOffloadOptimizer(EngineOptimizer):
         offload_gradients: free a device gradient once it is copied; the host adds up further
             backwards in fp32. Clip with max_grad_norm or this class's clip_grad_norm_ then.
         min_offload_elements: smaller parameters stay resident (state on the device).
-        master: "auto" (split for bf16, fp32 for fp16), "split", "fp32", "stochastic" or "none".
+        master: "auto" (split for bf16, fp32 for fp16), "split", "split8" (24 of fp32's 32 bits, one
+            byte less per bf16 weight), "fp32", "stochastic" or "none".
         state_format: how state is stored: "fp32", "bf16", "8bit", "4bit", "8bit/4bit", "fp8" and so
             on; "a/b" stores signed state as in a and second moments as in b.
         block_size: elements that share a scale, in formats that have blocks; None: their default.

@@ -25,7 +25,7 @@ _SHARED_ARGUMENTS = """        block_size: elements that share a scale; None: th
         state_formats: other formats for some parameters: {name pattern or parameter: name, or
             (name, block size)}. The first that fits counts; each must fit.
         master: "auto" (split for bf16: 16 bits more make an exact fp32 master; fp32 for fp16),
-            "split", "fp32", "stochastic" or "none".
+            "split", "split8" (8 bits more), "fp32", "stochastic" or "none".
         max_grad_norm: clip every step's global norm to this.
         skip_nonfinite: a step with an Inf or NaN gradient changes nothing, and is counted.
         threads: compute threads of the update of CPU parameters; None chooses.

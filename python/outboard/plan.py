@@ -97,7 +97,7 @@ class PlanWish:
     rule: str = "AdamW"
     state_format: str = "fp32"
     dtype: str = "bfloat16"
-    master: str = "split"  # "weight" (fp32 weights), "split", "fp32", "stochastic"
+    master: str = "split"  # "weight" (fp32 weights), "split", "split8", "fp32", "stochastic"
     forward_s: float = 0.0  # of one micro-step
     backward_s: float = 0.0
     accumulation_steps: int = 1

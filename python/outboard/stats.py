@@ -11,7 +11,7 @@ class MemoryStats:
     """Bytes held, by kind."""
 
     host_weights: int = 0  # host images of device weights
-    host_masters: int = 0  # low halves and fp32 masters
+    host_masters: int = 0  # what split masters add, and fp32 masters
     host_state: int = 0
     host_gradients: int = 0
     host_accumulators: int = 0  # fp32 sums over micro-batches

@@ -111,4 +111,5 @@ def master_of(optimizer, parameter):
     if low.dtype is torch.float32:
         return low.detach().cpu()
     high = parameter.detach().cpu().view(torch.int16).to(torch.int32)
-    return ((high << 16) + low.cpu().to(torch.int32)).view(torch.float32)
+    missing = low.cpu().to(torch.int32) << (8 if low.dtype is torch.int8 else 0)
+    return ((high << 16) + missing).view(torch.float32)

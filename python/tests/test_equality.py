@@ -45,11 +45,13 @@ def make_script(seed, steps=5):
     return script
 
 
-def run(script, place, dtype, case, **options):
-    """Weights and state after the script."""
+def run(script, place, dtype, case, placement=None, **options):
+    """Weights, state and figures after the script; `placement`: of every parameter."""
     cls, base_options = RULES[case]
     p = make_parameters(place.device, dtype, SHAPES)
     groups = [{"params": p[:3]}, {"params": p[3:], "weight_decay": 0.1}]
+    if placement is not None:
+        options["placement"] = dict.fromkeys(p, placement)
     optimizer = place.optimizer(groups, cls, lr=1e-2, **base_options, **options)
     for rate, frozen, micro_steps, is_broken in script:
         optimizer.param_groups[0]["lr"] = rate
@@ -67,7 +69,7 @@ def run(script, place, dtype, case, **options):
             torch.autograd.backward(uses)
         optimizer.step()
     optimizer.synchronize()
-    stats = optimizer.stats().step
+    stats = optimizer.stats()
     return clones(p), optimizer.state_dict(clone=True)["state"], stats
 
 
@@ -101,7 +103,7 @@ def test_overlapped_run_has_the_bits_of_the_plain_one(place, clipping, case, off
         assert_same({k: v for k, v in overlapped[1][index].items() if k != "master"}, entry)
     for name in ("steps", "skipped_steps", "gradient_norm", "clip_factor"):
         # As text: a skipped step's norm may be NaN.
-        assert repr(getattr(overlapped[2], name)) == repr(getattr(plain[2], name))
+        assert repr(getattr(overlapped[2].step, name)) == repr(getattr(plain[2].step, name))
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda p: p.name)
@@ -115,9 +117,23 @@ def test_low_precision_run_has_the_bits_of_the_plain_one(place, dtype, options):
     assert_same(overlapped[1], plain[1])
 
 
-@pytest.mark.parametrize(
-    "place", [SIMULATED, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=lambda p: p.name
-)
+OFFLOADED = [SIMULATED, pytest.param(CUDA, marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("place", OFFLOADED, ids=lambda p: p.name)
+@pytest.mark.parametrize("case", ["adamw", "ademamix", "lamb"])
+@pytest.mark.parametrize("placement", ["host", "streamed", "resident"])
+def test_split8_has_the_bits_of_the_plain_run_in_every_placement(place, case, placement):
+    script = make_script(seed=6)
+    options = {"master": "split8", "state_format": "8bit", "min_quantized_elements": 0}
+    plain = run(script, CPU, torch.bfloat16, case, **options)
+    placed = run(script, place, torch.bfloat16, case, placement, chunk_elements=4096, **options)
+    assert_same(placed[0], plain[0])
+    assert_same(placed[1], plain[1])
+    assert set(placed[2].elements) == {placement}
+
+
+@pytest.mark.parametrize("place", OFFLOADED, ids=lambda p: p.name)
 def test_the_same_run_twice_has_the_same_bits(place):
     script = make_script(seed=4)
     first = run(script, place, torch.bfloat16, "adamw", master="none", offload_gradients=True)
@@ -141,7 +157,7 @@ def test_scripts_clip_sometimes_and_skip_sometimes():
         script = make_script(seed=len(clipping) + 10 * len("adamw"))
         for steps in range(1, 6):
             _, _, stats = run(script[:steps], CPU, torch.float32, "adamw", max_grad_norm=norm)
-            factors.append((clipping, stats.clip_factor < 1, stats.skipped_steps > 0))
+            factors.append((clipping, stats.step.clip_factor < 1, stats.step.skipped_steps > 0))
     assert {(c, f) for c, f, _ in factors} >= {
         ("never", False),
         ("sometimes", False),

@@ -75,6 +75,7 @@ print(saved - before, peak() - saved)
 def test_memory_of_the_table_is_what_is_held():
     for dtype, master, expected in (
         (torch.bfloat16, "auto", 2 + 2 + 8),
+        (torch.bfloat16, "split8", 2 + 1 + 8),
         (torch.bfloat16, "none", 2 + 8),
         (torch.bfloat16, "fp32", 2 + 4 + 8),
         (torch.float16, "auto", 2 + 4 + 8),

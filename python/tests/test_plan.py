@@ -101,6 +101,14 @@ def test_bytes_are_those_of_the_design():
     assert result.device_bytes == sum(v for k, v in result.bytes.items() if k.startswith("device_"))
 
 
+def test_split8_masters_take_a_byte_less():
+    wish = replace(WISH, placement="streamed", master="split")
+    split = make_plan([10**9], H200, wish)
+    split8 = make_plan([10**9], H200, replace(wish, master="split8"))
+    assert split8.bytes["host_masters"] == split.bytes["host_masters"] - 10**9
+    assert split8.iteration_s < split.iteration_s
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

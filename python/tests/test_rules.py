@@ -7,6 +7,7 @@ import outboard
 import pytest
 import torch
 from support import (
+    SIMULATED,
     assert_same,
     backward,
     clones,
@@ -154,6 +155,51 @@ def test_stochastic_rounding_moves_the_mean_and_is_repeatable(place, master):
     assert not torch.equal(results[0], results[2])
     # 16 steps of 2^-12; the mean's standard deviation is below 2^-14 / 16.
     assert abs(results[0].mean().item() - (1 - 2.0**-8)) < 2.0**-14
+
+
+def test_small_updates_move_the_mean_of_split8_masters_and_are_repeatable(place):
+    results = []
+    for seed in (1, 1, 2):
+        parameter = torch.nn.Parameter(torch.ones(65536, dtype=torch.bfloat16, device=place.device))
+        optimizer = place.optimizer(
+            [parameter], torch.optim.SGD, lr=2.0**-21, master="split8", seed=seed
+        )
+        for _ in range(64):
+            optimizer.zero_grad()
+            backward([parameter], [torch.ones_like(parameter)])
+            optimizer.step()
+        optimizer.synchronize()
+        results.append(master_of(optimizer, parameter))
+    assert_same(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    # Each step is a 32nd of what 24 bits resolve, 2^-16; the mean's standard deviation is below
+    # 2^-16 * sqrt(2) / 256.
+    assert abs(results[0].double().mean().item() - (1 - 2.0**-15)) < 2.0**-21
+
+
+def test_split8_stays_close_to_the_exact_master(place):
+    parameters = make_parameters(place.device, torch.bfloat16)
+    twins = make_parameters(place.device, torch.bfloat16)
+    narrow = place.optimizer(parameters, lr=1e-2, master="split8")
+    exact = place.optimizer(twins, lr=1e-2)
+    train(narrow, parameters, 5)
+    train(exact, twins, 5)
+    for a, b in zip(parameters, twins, strict=True):
+        assert narrow.state[a]["master"].dtype is torch.int8
+        # At most 2^-15 a step.
+        torch.testing.assert_close(
+            master_of(narrow, a), master_of(exact, b), rtol=5 * 2.0**-15, atol=1e-6
+        )
+
+
+def test_split8_is_for_bfloat16():
+    p = make_parameters(dtype=torch.float16)
+    with pytest.raises(ValueError, match=r'master "split8" of the float16 parameter'):
+        SIMULATED.optimizer(p, master="split8")
+    with pytest.raises(ValueError, match=r'master "split8" of .* needs a native rule'):
+        SIMULATED.optimizer(
+            make_parameters(dtype=torch.bfloat16), torch.optim.Adadelta, master="split8"
+        )
 
 
 def test_fp32_master_is_an_option_for_bf16(place):

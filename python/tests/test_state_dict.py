@@ -7,7 +7,15 @@ import warnings
 import outboard
 import pytest
 import torch
-from support import SIMULATED, assert_same, clones, make_parameters, snapshot, train
+from support import (
+    SIMULATED,
+    assert_same,
+    clones,
+    make_parameters,
+    master_of,
+    snapshot,
+    train,
+)
 
 CLASSES = {
     "adamw": (torch.optim.AdamW, {"lr": 1e-2, "amsgrad": True}),
@@ -48,7 +56,9 @@ def test_resumed_run_has_the_bits_of_an_uninterrupted_one(place, case, dtype, tm
 
 
 @pytest.mark.parametrize(
-    "options", [{"state_format": "bf16"}, {"master": "none"}, {"master": "fp32"}], ids=str
+    "options",
+    [{"state_format": "bf16"}, {"master": "none"}, {"master": "fp32"}, {"master": "split8"}],
+    ids=str,
 )
 def test_other_formats_resume_exactly(place, options):
     p = make_parameters(place.device, torch.bfloat16)
@@ -195,6 +205,39 @@ def test_formats_convert_on_load(place):
             wanted = wanted.bfloat16().float()
         assert_same(back.state[r[0]]["exp_avg"], wanted)
         train(other, q, 1)
+
+
+@pytest.mark.parametrize("master", ["split", "fp32"])
+def test_split8_converts_to_and_from_other_masters(place, master):
+    p = make_parameters(place.device, torch.bfloat16)
+    wide = place.optimizer(p, lr=1e-2, master=master)
+    train(wide, p, 2)
+    narrow = place.optimizer(q := twins_of(p), master="split8")
+    narrow.load_state_dict(wide.state_dict(clone=True))
+    back = place.optimizer(r := twins_of(p), master=master)
+    back.load_state_dict(narrow.state_dict(clone=True))
+    for a, b, c in zip(p, q, r, strict=True):
+        assert narrow.state[b]["master"].dtype is torch.int8
+        held = master_of(narrow, b)
+        # The nearest that fits beside the weight as it is.
+        error = (held - master_of(wide, a)).abs() / held.abs()
+        assert error.max() < 2.0**-15 and (error > 2.0**-16).float().mean() < 0.02
+        assert_same(master_of(back, c), held)
+    train(narrow, q, 1, first=2)
+
+
+@pytest.mark.parametrize(("master", "bound"), [("split", 2.0**-23), ("split8", 2.0**-15)])
+def test_ties_of_fp32_masters_stay_beside_their_weights(place, master, bound):
+    # Half way between two bf16 numbers, of which the even one is below or above.
+    ties = torch.tensor([1.00390625, 1.01171875, -1.00390625, -1.01171875]).repeat(2048)
+    p = torch.nn.Parameter(ties.bfloat16().to(place.device))
+    optimizer = place.optimizer([p], torch.optim.SGD, lr=0.0, momentum=0.5, master="fp32")
+    train(optimizer, [p], 1)
+    saved = optimizer.state_dict(clone=True)
+    saved["state"][0]["master"] = ties
+    loaded = place.optimizer([p], torch.optim.SGD, lr=0.0, momentum=0.5, master=master)
+    loaded.load_state_dict(saved)
+    assert (master_of(loaded, p) - ties).abs().max() <= bound
 
 
 def test_load_keeps_memory_and_views(place):

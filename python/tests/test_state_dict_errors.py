@@ -34,6 +34,8 @@ MALFORMED = {
     "no tensor": lambda d: d["state"][0].update(exp_avg="zeros"),
     "wrong master shape": lambda d: d["state"][0].update(master=torch.zeros(3, dtype=torch.int16)),
     "wrong master type": lambda d: d["state"][0].update(master=torch.zeros(96, 64).bool()),
+    "wrong split8 shape": lambda d: d["state"][0].update(master=torch.zeros(3, dtype=torch.int8)),
+    "unsigned master": lambda d: d["state"][0].update(master=torch.zeros(96, 64).byte()),
     "negative step": lambda d: d["state"][0].update(step=torch.tensor(-1.0)),
     "fractional step": lambda d: d["state"][0].update(step=torch.tensor(1.5)),
     "step not a number": lambda d: d["state"][0].update(step=torch.tensor(float("nan"))),

@@ -82,10 +82,12 @@ void expect_exact_resume(Place place, at::ScalarType type, const Make& make) {
 }
 
 template <class Base>
-Make native(Place place, const Base& base, const std::string& state_format = "fp32") {
+Make native(Place place, const Base& base, const std::string& state_format = "fp32",
+            const std::string& master = "auto") {
   return [=](const Training& training) {
     CPUOffloadOptions options = options_for(place);
     options.state_format = state_format;
+    options.master = master;
     return std::make_unique<CPUOffloadOptimizer>(training.parameters, base, options);
   };
 }
@@ -95,6 +97,7 @@ TEST_P(CheckpointTest, AdamWResumesBitByBit) {
   expect_exact_resume(GetParam(), at::kFloat, native(GetParam(), base));
   expect_exact_resume(GetParam(), at::kBFloat16, native(GetParam(), base));
   expect_exact_resume(GetParam(), at::kBFloat16, native(GetParam(), base, "bf16"));
+  expect_exact_resume(GetParam(), at::kBFloat16, native(GetParam(), base, "8bit", "split8"));
   expect_exact_resume(GetParam(), at::kHalf, native(GetParam(), base));
 }
 

@@ -129,8 +129,8 @@ struct CPUOffloadOptions {
   std::vector<StateFormatOf> state_formats = {};
   /// model->named_parameters(): names for those patterns and for messages.
   torch::OrderedDict<std::string, torch::Tensor> names{};
-  /// "auto" (split for bf16 weights, fp32 for fp16), "split", "fp32", or "none" (stochastic
-  /// rounding).
+  /// "auto" (split for bf16 weights, fp32 for fp16), "split", "split8" (24 bits of fp32, one byte
+  /// less; stochastic rounding), "fp32", or "none" (stochastic rounding).
   std::string master = "auto";
   double max_gradient_norm = 0;         ///< clips every step's global norm; 0: off
   int64_t min_offload_elements = 4096;  ///< smaller parameters stay resident on their device
