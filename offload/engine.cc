@@ -183,6 +183,10 @@ void Engine::set_formats(size_t parameter, const std::array<StateFormat, kMaxSta
   impl_->store.remake_states(impl_->pipeline.parameter(parameter), formats);
 }
 
+void Engine::set_placements(std::span<const PlacementChange> changes, ComputeStream stream) {
+  impl_->pipeline.set_placements(changes, stream);
+}
+
 void Engine::synchronize() { impl_->pipeline.synchronize(); }
 
 size_t Engine::parameter_count() const { return impl_->pipeline.parameters().size(); }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cassert>
 #include <iomanip>
 #include <limits>
 #include <sstream>
@@ -168,8 +169,32 @@ void HostMemory::account(const std::vector<Slab>& slabs) {
     place.address = slabs[place.slab].begin + place.offset;
     bytes_[static_cast<size_t>(place.kind)] += place.bytes;
   }
-  if (!pin_ || unpinned == 0 || !warning_.empty()) return;
-  warning_ = "[HostMemory] " + readable(unpinned) +
+  if (pin_ && unpinned > 0) warn_of_unpinned(unpinned);
+}
+
+size_t HostMemory::slab_of(const void* address) const {
+  const auto found = std::ranges::find_if(slabs_, [address](const Slab& slab) {
+    return address >= slab.begin && address < slab.begin + slab.bytes;
+  });
+  assert(found != slabs_.end());
+  return static_cast<size_t>(found - slabs_.begin());
+}
+
+void HostMemory::pin_slab(size_t index) {
+  Slab& slab = slabs_.at(index);
+  if (!pin_ || slab.is_pinned) return;
+  const size_t bytes = page_rounded(slab.bytes);
+  slab.is_pinned = device_->pin(slab.begin, bytes);
+  if (slab.is_pinned) {
+    pinned_bytes_ += bytes;
+  } else {
+    warn_of_unpinned(bytes);
+  }
+}
+
+void HostMemory::warn_of_unpinned(size_t bytes) {
+  if (!warning_.empty()) return;
+  warning_ = "[HostMemory] " + readable(bytes) +
              " could not be registered with the device (RLIMIT_MEMLOCK is " +
              limit_text(RLIMIT_MEMLOCK) +
              "); training goes on with pageable memory and slower copies; raise the limit (ulimit "

@@ -79,7 +79,16 @@ class HostMemory {
   /// Forgets everything reserved since the last commit; those HostArrays must not be used any more.
   void rollback();
 
-  /// Bytes of committed arrays of this kind, as reserved.
+  /// Which slab an address of committed memory is in.
+  [[nodiscard]] size_t slab_of(const void* address) const;
+  /// Registers a slab with the device if pinning is asked for and it is not registered. A refusal
+  /// is a warning(), as at commit().
+  void pin_slab(size_t slab);
+
+  /// Committed memory has another use now: `bytes` more, or fewer, are of this kind.
+  void count(MemoryKind kind, size_t bytes) { bytes_[static_cast<size_t>(kind)] += bytes; }
+  void discount(MemoryKind kind, size_t bytes) { bytes_[static_cast<size_t>(kind)] -= bytes; }
+  /// Bytes of committed arrays of this kind, as reserved and counted since.
   [[nodiscard]] size_t bytes(MemoryKind kind) const { return bytes_[static_cast<size_t>(kind)]; }
   /// Bytes of all slabs: the arrays, their alignment, and each slab's last page.
   [[nodiscard]] size_t mapped_bytes() const { return mapped_bytes_; }
@@ -103,6 +112,7 @@ class HostMemory {
   void touch_and_pin(std::vector<Slab>* slabs);
   void unpin(const std::vector<Slab>& slabs) noexcept;
   void account(const std::vector<Slab>& slabs);
+  void warn_of_unpinned(size_t bytes);
 
   std::shared_ptr<Device> device_;
   bool pin_;

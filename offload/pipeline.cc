@@ -85,16 +85,37 @@ size_t Pipeline::stream_piece_elements(const Parameter& parameter) const {
   return parameter.needs_norms() ? std::max<size_t>(parameter.spec.elements, 1) : stream_elements_;
 }
 
+size_t Pipeline::slot_bytes(const Parameter& parameter) const {
+  return StreamLane::slot_bytes(
+      parameter, std::min(stream_piece_elements(parameter), parameter.spec.elements));
+}
+
 void Pipeline::reserve_slots(ComputeStream stream) {
   size_t bytes = 0;
   for (const ParameterPtr& parameter : parameters_) {
-    if (!parameter->is_streamed()) continue;
-    const size_t elements = std::min(stream_piece_elements(*parameter), parameter->spec.elements);
-    bytes = std::max(bytes, StreamLane::slot_bytes(*parameter, elements));
+    if (parameter->is_streamed()) bytes = std::max(bytes, slot_bytes(*parameter));
   }
+  grow_slots(bytes, stream);
+}
+
+void Pipeline::grow_slots(size_t bytes, ComputeStream stream) {
   if (bytes <= stream_->slot_bytes()) return;
   stream_->drain();
   store_.note_ring(stream_->reserve(bytes, store_.allocator(), stream));
+}
+
+void Pipeline::ensure_stream_lane() {
+  if (stream_ != nullptr) return;
+  stream_ = std::make_unique<StreamLane>(
+      device_, progress_, trace_, static_cast<size_t>(std::max(options_.stream_slots, 2)),
+      [this](const std::exception& error) { mark_unusable(error); });
+}
+
+void Pipeline::forget_returns(Parameter& parameter) const {
+  const size_t piece_elements =
+      parameter.is_streamed() ? stream_piece_elements(parameter) : chunk_elements_;
+  parameter.returned.assign((parameter.spec.elements + piece_elements - 1) / piece_elements,
+                            nullptr);
 }
 
 Parameter& Pipeline::parameter(size_t index) {
@@ -111,14 +132,9 @@ void Pipeline::add(std::vector<ParameterPtr> batch, SegmentSums sums, ComputeStr
   drain();
   std::vector<Parameter*> added;
   for (const ParameterPtr& parameter : batch) {
-    const size_t piece_elements =
-        parameter->is_streamed() ? stream_piece_elements(*parameter) : chunk_elements_;
-    parameter->returned.resize((parameter->spec.elements + piece_elements - 1) / piece_elements);
+    forget_returns(*parameter);
     added.push_back(parameter.get());
-    if (!parameter->is_streamed() || stream_ != nullptr) continue;
-    stream_ = std::make_unique<StreamLane>(
-        device_, progress_, trace_, static_cast<size_t>(std::max(options_.stream_slots, 2)),
-        [this](const std::exception& error) { mark_unusable(error); });
+    if (parameter->is_streamed()) ensure_stream_lane();
   }
   read_weights(added, device_.get(), intake_.queue(), stream, arena_);
   for (ParameterPtr& parameter : batch) parameters_.push_back(std::move(parameter));

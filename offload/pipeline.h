@@ -30,8 +30,8 @@ namespace outboard {
 
 /// The flow of one optimizer. take() and wait_weights() may be called from any thread, the rest
 /// from the caller's thread. What happens to gradients is in pipeline_gradients.cc, to a step in
-/// pipeline_step.cc, what it hands to the lanes in pipeline_updates.cc, and what comes before it in
-/// pipeline_early.cc.
+/// pipeline_step.cc, what it hands to the lanes in pipeline_updates.cc, what comes before it in
+/// pipeline_early.cc, and between two steps in pipeline_moves.cc.
 class Pipeline {
  public:
   Pipeline(const EngineOptions& options, std::shared_ptr<Device> device, StateStore& store);
@@ -59,6 +59,7 @@ class Pipeline {
   [[nodiscard]] bool is_updating() const { return progress_.is_busy(); }
   void set_use_order(std::span<const size_t> parameters);
   void set_schedule(Schedule schedule);
+  void set_placements(std::span<const PlacementChange> changes, ComputeStream stream);
 
   [[nodiscard]] std::vector<size_t> changed_gradients(std::span<const SentGradient> sent,
                                                       ComputeStream stream);
@@ -138,7 +139,18 @@ class Pipeline {
   void forget_use_order();
   /// Makes the ring's slots as large as the largest piece, whose states may have become more.
   void reserve_slots(ComputeStream stream);
+  void grow_slots(size_t bytes, ComputeStream stream);
+  [[nodiscard]] size_t slot_bytes(const Parameter& parameter) const;
+  void ensure_stream_lane();
+  /// No piece of the parameter has been updated where it is now.
+  void forget_returns(Parameter& parameter) const;
   void end_step();
+
+  // Between two steps.
+  void check_change(const PlacementChange& change);
+  /// Gives parameters that are to be updated on the host their images. Blocks.
+  void bring_images(std::span<Parameter* const> parameters, ComputeStream stream);
+  void settle_at(Parameter& parameter, Placement placement) const;
 
   // Failures.
   /// Returns when neither a thread nor a copy is under way.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "outboard/error.h"
 
@@ -12,7 +13,6 @@ namespace {
 // Arrays in device memory start at multiples of this: whole 16-byte vectors, and no two arrays
 // share a cache line.
 constexpr size_t kDeviceAlignment = 256;
-constexpr size_t kHostAlignment = 64;
 }  // namespace
 
 struct StateStore::Wish {
@@ -38,16 +38,19 @@ StateStore::StateStore(const EngineOptions& options, std::shared_ptr<Device> dev
   }
 }
 
+std::vector<StateStore::Wish> StateStore::image_wishes_of(Parameter& parameter) {
+  if (parameter.host_weight != nullptr) return {};
+  const size_t bytes = padded_elements(parameter.spec.elements) * bytes_of(parameter.spec.type);
+  return {{bytes, MemoryKind::kWeights, true, &parameter.host_weight},
+          {bytes, MemoryKind::kGradients, true, &parameter.gradient_store}};
+}
+
 std::vector<StateStore::Wish> StateStore::wishes_of(Parameter& parameter,
                                                     std::span<const double> hyper) const {
   const ParameterSpec& spec = parameter.spec;
   const size_t padded = padded_elements(spec.elements);
   std::vector<Wish> wishes;
-  if (parameter.is_offloaded() && parameter.host_weight == nullptr) {
-    const size_t bytes = padded * bytes_of(spec.type);
-    wishes.push_back({bytes, MemoryKind::kWeights, true, &parameter.host_weight});
-    wishes.push_back({bytes, MemoryKind::kGradients, true, &parameter.gradient_store});
-  }
+  if (parameter.is_offloaded()) wishes = image_wishes_of(parameter);
   if (bytes_of(spec.master_format) > 0 && parameter.master == nullptr) {
     wishes.push_back({padded * bytes_of(spec.master_format), MemoryKind::kMasters,
                       parameter.is_streamed(), &parameter.master});
@@ -71,27 +74,13 @@ void StateStore::add_state_wishes(const StateFormat& format, size_t elements, bo
                     reinterpret_cast<void**>(&state.scales)});
 }
 
-void* StateStore::take_spare(const Parameter* owner, size_t bytes) {
-  const size_t wanted = round_up(bytes, kHostAlignment);
-  auto best = spares_.end();
-  for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
-    if (spare->owner != owner || spare->bytes < wanted) continue;
-    if (best == spares_.end() || spare->bytes < best->bytes) best = spare;
-  }
-  if (wanted == 0 || best == spares_.end()) return nullptr;
-  std::byte* memory = best->begin;
-  best->begin += wanted;
-  best->bytes -= wanted;
-  return memory;
-}
-
 void StateStore::grant_host(std::vector<Wish>& wishes, const Parameter* owner) {
-  std::vector<Spare> spares_before = spares_;
+  SpareMemory spares_before = spares_;
   std::vector<void*> reused(wishes.size());
   try {
     for (size_t i = 0; i < wishes.size(); ++i) {
       Wish& wish = wishes[i];
-      if (owner != nullptr) reused[i] = take_spare(owner, wish.bytes);
+      if (owner != nullptr) reused[i] = spares_.take(*owner, wish.bytes);
       if (reused[i] != nullptr) continue;
       wish.array = host_memory_.reserve(wish.bytes, wish.kind, wish.transfer);
     }
@@ -102,9 +91,26 @@ void StateStore::grant_host(std::vector<Wish>& wishes, const Parameter* owner) {
     throw;
   }
   for (size_t i = 0; i < wishes.size(); ++i) {
-    if (reused[i] != nullptr) std::memset(reused[i], 0, wishes[i].bytes);
+    if (reused[i] != nullptr) {
+      std::memset(reused[i], 0, wishes[i].bytes);
+      host_memory_.count(wishes[i].kind, wishes[i].bytes);
+    }
     *wishes[i].pointer = reused[i] != nullptr ? reused[i] : wishes[i].array.data();
   }
+}
+
+void StateStore::grant_host_to(std::span<Parameter* const> parameters,
+                               const std::function<std::vector<Wish>(Parameter&)>& wishes_of) {
+  std::vector<Wish> all;  // granted at once: slabs are large
+  for (Parameter* const parameter : parameters) {
+    auto wishes = wishes_of(*parameter);
+    if (spares_.has(*parameter)) {
+      grant_host(wishes, parameter);
+    } else {
+      all.insert(all.end(), wishes.begin(), wishes.end());
+    }
+  }
+  if (!all.empty()) grant_host(all);
 }
 
 void StateStore::grant_device(std::vector<Wish>& wishes, std::shared_ptr<void>& owner) {
@@ -132,31 +138,28 @@ void StateStore::grant_resident(Parameter& parameter, std::span<const double> hy
   grant_device(state_wishes, parameter.device_states);
 }
 
-void StateStore::retire_host(const Parameter& parameter,
-                             const std::array<StateArray, kMaxStates>& states) {
-  const ParameterSpec& spec = parameter.spec;
-  const auto add = [&](void* begin, size_t bytes) {
-    if (begin == nullptr || bytes == 0) return;
-    spares_.push_back(
-        {&parameter, static_cast<std::byte*>(begin), round_up(bytes, kHostAlignment)});
-  };
+std::vector<StateStore::Leftover> StateStore::leftovers(
+    const ParameterSpec& spec, const std::array<StateArray, kMaxStates>& states) {
+  std::vector<Leftover> arrays;
   for (size_t i = 0; i < kMaxStates; ++i) {
-    add(states[i].codes, spec.formats[i].code_bytes(spec.elements));
-    add(states[i].scales, spec.formats[i].scale_count(spec.elements) * sizeof(float));
+    const StateFormat& format = spec.formats[i];
+    arrays.push_back({states[i].codes, format.code_bytes(spec.elements), MemoryKind::kState});
+    arrays.push_back(
+        {states[i].scales, format.scale_count(spec.elements) * sizeof(float), MemoryKind::kState});
   }
-  // Neighbours become one, or what was cut into codes and scales would never hold fp32 again.
-  std::ranges::sort(spares_, {}, &Spare::begin);
-  std::vector<Spare> merged;
-  for (const Spare& spare : spares_) {
-    const bool follows = !merged.empty() && merged.back().owner == spare.owner &&
-                         merged.back().begin + merged.back().bytes == spare.begin;
-    if (follows) {
-      merged.back().bytes += spare.bytes;
-    } else if (spare.bytes > 0) {
-      merged.push_back(spare);
-    }
+  std::erase_if(arrays, [](const Leftover& array) { return array.begin == nullptr; });
+  return arrays;
+}
+
+void StateStore::keep(const Parameter& owner, const std::vector<Leftover>& arrays) {
+  for (const Leftover& array : arrays) {
+    if (array.bytes == 0) continue;
+    spares_.add(owner, array.begin, array.bytes, host_memory_.slab_of(array.begin));
   }
-  spares_ = std::move(merged);
+}
+
+void StateStore::discount(const std::vector<Leftover>& arrays) {
+  for (const Leftover& array : arrays) host_memory_.discount(array.kind, array.bytes);
 }
 
 void StateStore::remake_states(Parameter& parameter,
@@ -175,15 +178,19 @@ void StateStore::remake_states(Parameter& parameter,
         round_up(old.scale_count(parameter.spec.elements) * sizeof(float), kDeviceAlignment);
   }
   if (parameter.has_host_state()) {
-    std::vector<Spare> spares_before = spares_;
-    retire_host(parameter, parameter.states);
-    retire_host(parameter, parameter.second.states);
+    SpareMemory spares_before = spares_;
+    auto old = leftovers(parameter.spec, parameter.states);
+    for (const auto& array : leftovers(parameter.spec, parameter.second.states)) {
+      old.push_back(array);
+    }
+    keep(parameter, old);
     try {
       grant_host(wishes, &parameter);
     } catch (...) {
       spares_ = std::move(spares_before);  // the old arrays stay in use
       throw;
     }
+    discount(old);
   } else {
     std::shared_ptr<void> memory;
     grant_device(wishes, memory);
@@ -193,6 +200,53 @@ void StateStore::remake_states(Parameter& parameter,
   parameter.states = fresh;
   parameter.second.states = {};  // their memory is spare now; the next early update wants new ones
   parameter.spec.formats = formats;
+}
+
+void StateStore::drop_second_copy(Parameter& parameter) {
+  const ParameterSpec& spec = parameter.spec;
+  auto arrays = leftovers(spec, parameter.second.states);
+  if (parameter.second.master != nullptr) {
+    arrays.push_back({parameter.second.master,
+                      padded_elements(spec.elements) * bytes_of(spec.master_format),
+                      MemoryKind::kMasters});
+  }
+  keep(parameter, arrays);
+  discount(arrays);
+  parameter.second = {};
+  if (parameter.shadow == nullptr) return;
+  shadow_bytes_ -= spec.elements * bytes_of(spec.type);
+  parameter.shadow = nullptr;
+}
+
+void StateStore::ensure_images(std::span<Parameter* const> parameters) {
+  const std::lock_guard lock(mutex_);
+  for (Parameter* const parameter : parameters) drop_second_copy(*parameter);
+  grant_host_to(parameters, [](Parameter& parameter) { return image_wishes_of(parameter); });
+}
+
+void StateStore::drop_images(std::span<Parameter* const> parameters) {
+  const std::lock_guard lock(mutex_);
+  std::set<size_t> slabs;
+  for (Parameter* const parameter : parameters) {
+    const size_t padded = padded_elements(parameter->spec.elements);
+    const size_t bytes = padded * bytes_of(parameter->spec.type);
+    std::vector<Leftover> arrays{{parameter->host_weight, bytes, MemoryKind::kWeights},
+                                 {parameter->gradient_store, bytes, MemoryKind::kGradients}};
+    if (parameter->accumulator != nullptr) {
+      arrays.push_back({parameter->accumulator, padded * sizeof(float), MemoryKind::kAccumulators});
+    }
+    keep(*parameter, arrays);
+    discount(arrays);
+    parameter->host_weight = parameter->gradient_store = nullptr;
+    parameter->accumulator = nullptr;
+    // All that is or may be copied from now on.
+    slabs.merge(spares_.slabs_of(*parameter));
+    if (parameter->master != nullptr) slabs.insert(host_memory_.slab_of(parameter->master));
+    for (const Leftover& array : leftovers(parameter->spec, parameter->states)) {
+      if (array.bytes > 0) slabs.insert(host_memory_.slab_of(array.begin));
+    }
+  }
+  for (const size_t slab : slabs) host_memory_.pin_slab(slab);
 }
 
 SegmentSums StateStore::add(std::span<const ParameterPtr> batch) {
@@ -279,18 +333,11 @@ bool StateStore::ensure_second_copies(std::span<const ParameterPtr> parameters) 
   try {
     ensure_shadows(parameters);
     const std::lock_guard lock(mutex_);
-    std::vector<Wish> all;  // granted at once: slabs are large
+    std::vector<Parameter*> streamed;
     for (const ParameterPtr& parameter : parameters) {
-      if (!parameter->is_streamed()) continue;
-      auto wishes = second_wishes_of(*parameter);
-      const bool has_spare = std::ranges::count(spares_, parameter.get(), &Spare::owner) > 0;
-      if (has_spare) {
-        grant_host(wishes, parameter.get());
-      } else {
-        all.insert(all.end(), wishes.begin(), wishes.end());
-      }
+      if (parameter->is_streamed()) streamed.push_back(parameter.get());
     }
-    if (!all.empty()) grant_host(all);
+    grant_host_to(streamed, second_wishes_of);
   } catch (const std::exception& error) {
     const std::lock_guard lock(mutex_);
     memory_warning_ = std::string(
@@ -304,15 +351,15 @@ bool StateStore::ensure_second_copies(std::span<const ParameterPtr> parameters) 
 
 void StateStore::ensure_accumulators(std::span<const ParameterPtr> parameters) {
   const std::lock_guard lock(mutex_);
-  std::vector<Wish> wishes;
+  std::vector<Parameter*> lacking;
   for (const ParameterPtr& parameter : parameters) {
     const bool has_place = parameter->accumulator != nullptr || parameter->spec.type == DType::kF32;
-    if (!parameter->is_offloaded() || has_place) continue;
-    wishes.push_back({padded_elements(parameter->spec.elements) * sizeof(float),
-                      MemoryKind::kAccumulators, false,
-                      reinterpret_cast<void**>(&parameter->accumulator)});
+    if (parameter->is_offloaded() && !has_place) lacking.push_back(parameter.get());
   }
-  if (!wishes.empty()) grant_host(wishes);
+  grant_host_to(lacking, [](Parameter& parameter) -> std::vector<Wish> {
+    return {{padded_elements(parameter.spec.elements) * sizeof(float), MemoryKind::kAccumulators,
+             false, reinterpret_cast<void**>(&parameter.accumulator)}};
+  });
 }
 
 std::unique_ptr<StagingRing> StateStore::make_ring(size_t slots, size_t slot_bytes) {
@@ -348,6 +395,7 @@ MemoryStats StateStore::memory() const {
           .host_gradients = host_memory_.bytes(MemoryKind::kGradients),
           .host_accumulators = host_memory_.bytes(MemoryKind::kAccumulators),
           .host_staging = host_memory_.bytes(MemoryKind::kStaging),
+          .host_spare = spares_.bytes(),
           .host_pinned = host_memory_.pinned_bytes(),
           .device_state = device_state_bytes_,
           .device_workspace = device_workspace_bytes_ + shadow_bytes_ + ring_bytes_};

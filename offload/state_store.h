@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -14,6 +15,7 @@
 
 #include "offload/host_memory.h"
 #include "offload/parameter.h"
+#include "offload/spare_memory.h"
 #include "offload/staging_ring.h"
 #include "outboard/engine.h"
 
@@ -44,6 +46,13 @@ class StateStore {
   /// Only the device memory of these.
   void ensure_shadows(std::span<const ParameterPtr> parameters);
 
+  /// Gives streamed parameters that are to be updated on the host what that takes, in the place of
+  /// their second copies. Throws Error(kMemory); they can be streamed as before then.
+  void ensure_images(std::span<Parameter* const> parameters);
+  /// Takes it back from parameters that are streamed from now on, and registers what will be copied
+  /// with the device.
+  void drop_images(std::span<Parameter* const> parameters);
+
   /// Gives every 16-bit offloaded parameter an fp32 accumulator.
   void ensure_accumulators(std::span<const ParameterPtr> parameters);
 
@@ -63,29 +72,36 @@ class StateStore {
   struct Wish;  // an array that a parameter wants: how many bytes, where the pointer goes
   std::vector<Wish> wishes_of(Parameter& parameter, std::span<const double> hyper) const;
   static std::vector<Wish> second_wishes_of(Parameter& parameter);
+  static std::vector<Wish> image_wishes_of(Parameter& parameter);
   static void hand_out(const SegmentSums& sums, std::span<const ParameterPtr> batch);
   static void add_state_wishes(const StateFormat& format, size_t elements, bool is_copied,
                                StateArray& state, std::vector<Wish>& wishes);
   /// Takes spare memory of `owner` first, if there is one.
   void grant_host(std::vector<Wish>& wishes, const Parameter* owner = nullptr);
+  /// To each parameter from its own spare memory first.
+  void grant_host_to(std::span<Parameter* const> parameters,
+                     const std::function<std::vector<Wish>(Parameter&)>& wishes_of);
   void grant_device(std::vector<Wish>& wishes, std::shared_ptr<void>& owner);
   void grant_resident(Parameter& parameter, std::span<const double> hyper);
-  void retire_host(const Parameter& parameter, const std::array<StateArray, kMaxStates>& states);
-  [[nodiscard]] void* take_spare(const Parameter* owner, size_t bytes);
 
-  /// Host memory of a parameter's arrays that are not used any more. For that parameter alone:
-  /// shared out among all, each change of formats would cut it into smaller pieces.
-  struct Spare {
-    const Parameter* owner;
-    std::byte* begin;
+  /// A host array that is not used any more.
+  struct Leftover {
+    void* begin;
     size_t bytes;
+    MemoryKind kind;
   };
+  [[nodiscard]] static std::vector<Leftover> leftovers(
+      const ParameterSpec& spec, const std::array<StateArray, kMaxStates>& states);
+  /// As spare memory of `owner`; discount() then says that they are nothing else any more.
+  void keep(const Parameter& owner, const std::vector<Leftover>& arrays);
+  void discount(const std::vector<Leftover>& arrays);
+  void drop_second_copy(Parameter& parameter);
 
   std::shared_ptr<Device> device_;
   Engine::Allocator allocator_;
   mutable std::mutex mutex_;
   HostMemory host_memory_;
-  std::vector<Spare> spares_;
+  SpareMemory spares_;
   size_t device_state_bytes_ = 0;
   size_t device_workspace_bytes_ = 0;
   size_t shadow_bytes_ = 0;

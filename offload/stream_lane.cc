@@ -58,6 +58,13 @@ size_t StreamLane::reserve(size_t bytes, const Engine::Allocator& allocate, Comp
   return count * bytes;
 }
 
+void StreamLane::release() {
+  memory_ = nullptr;
+  slots_.clear();
+  slot_bytes_ = 0;
+  next_slot_ = 0;
+}
+
 void StreamLane::after(const EventPtr& event) {
   thread_.post([this, event] { device_->wait(kernels_, event); });
 }

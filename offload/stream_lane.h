@@ -52,6 +52,9 @@ class StreamLane {
   /// memory that is ready when `stream` gets here. Call drain() first. The bytes of the whole ring.
   size_t reserve(size_t bytes, const Engine::Allocator& allocate, ComputeStream stream);
 
+  /// Gives the slots' memory back. Call flush(true) and wait for it first.
+  void release();
+
   /// Kernels enqueued from now on start after `event`.
   void after(const EventPtr& event);
 

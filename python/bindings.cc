@@ -227,6 +227,7 @@ class TensorEngineHolder : public torch::CustomClassHolder {
       add("host_gradients", memory.host_gradients);
       add("host_accumulators", memory.host_accumulators);
       add("host_staging", memory.host_staging);
+      add("host_spare", memory.host_spare);
       add("host_pinned", memory.host_pinned);
       add("device_state", memory.device_state);
       add("device_workspace", memory.device_workspace);

@@ -62,6 +62,12 @@ struct GradientSource {
                              ///< then may its update begin before the step
 };
 
+/// Where a parameter is to be from the next step on.
+struct PlacementChange {
+  size_t parameter = 0;
+  Placement placement = Placement::kHost;
+};
+
 /// A device gradient that gradient_ready() took from this place.
 struct SentGradient {
   size_t parameter = 0;
@@ -188,6 +194,16 @@ class Engine {
   /// for later formats of the same parameter; device memory goes back. Throws Error(kMemory), then
   /// nothing was changed.
   void set_formats(size_t parameter, const std::array<StateFormat, kMaxStates>& formats);
+
+  /// Moves parameters between kHost and kStreamed, after a step and before the next gradient.
+  /// Weights, masters, states and all later steps have the bits that they would have had. Blocks
+  /// until nothing is under way. Masters and states stay where they are, and are registered with
+  /// the device for kStreamed; the first gradients of a moved parameter start no update in
+  /// backward. Host memory that is not needed any more is kept for the same parameter
+  /// (MemoryStats::host_spare), device memory goes back. Throws Error(kValue) for parameters
+  /// without a rule, in host memory or resident, Error(kState) when a gradient was taken,
+  /// Error(kMemory); then nothing has moved.
+  void set_placements(std::span<const PlacementChange> changes, ComputeStream stream);
 
   /// Blocks until the driver is idle and every copy is done.
   void synchronize();

@@ -15,6 +15,8 @@ struct MemoryStats {
   size_t host_gradients = 0;     ///< gradient store
   size_t host_accumulators = 0;  ///< fp32 sums over micro-batches
   size_t host_staging = 0;       ///< ring slots and segment sums
+  size_t host_spare = 0;         ///< kept for what a parameter may need again: of other formats and
+                                 ///< placements
   size_t host_pinned = 0;        ///< how much of the above is registered with the device
   size_t device_state = 0;       ///< state and masters of resident parameters
   size_t device_workspace = 0;   ///< segment sums

@@ -16,6 +16,7 @@ class MemoryStats:
     host_gradients: int = 0
     host_accumulators: int = 0  # fp32 sums over micro-batches
     host_staging: int = 0
+    host_spare: int = 0  # kept for other formats and placements of the same parameters
     host_pinned: int = 0  # how much of the above is registered with the device
     device_state: int = 0  # state and masters of resident parameters
     device_workspace: int = 0
@@ -23,7 +24,7 @@ class MemoryStats:
     @property
     def host(self) -> int:
         """All host bytes."""
-        kinds = ("weights", "masters", "state", "gradients", "accumulators", "staging")
+        kinds = ("weights", "masters", "state", "gradients", "accumulators", "staging", "spare")
         return sum(getattr(self, f"host_{kind}") for kind in kinds)
 
     @property

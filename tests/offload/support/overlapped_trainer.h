@@ -70,6 +70,7 @@ class OverlappedTrainer {
   }
 
   void train(int step) {
+    if (trial_.moves) engine_.set_placements(changes(step), stream_);
     for (int micro_batch = 0; micro_batch < trial_.accumulation; ++micro_batch) {
       run_forward(step);
       run_micro_batch(step, micro_batch);
@@ -114,6 +115,17 @@ class OverlappedTrainer {
     const bool is_taken = engine_.begin_step(request, stream_);
     fake_->submit(stream_, [scale] { *scale = std::numeric_limits<float>::quiet_NaN(); });
     return is_taken;
+  }
+
+  /// Of every parameter that can change its placement at all.
+  [[nodiscard]] std::vector<PlacementChange> changes(int step) const {
+    std::vector<PlacementChange> changes;
+    for (size_t p = 0; p < trial_.parameters.size(); ++p) {
+      const bool is_host = trial_.parameters[p].memory == Memory::kHost;
+      const Placement placement = trial_.placement(step, p);
+      if (!is_host && placement != Placement::kResident) changes.push_back({p, placement});
+    }
+    return changes;
   }
 
   [[nodiscard]] StepRequest request_of(int step) const {
@@ -175,8 +187,7 @@ class OverlappedTrainer {
 
   /// Backward of one parameter: the gradient goes to the engine, all of it or this micro-batch's.
   void send_gradient(int step, int micro_batch, size_t p) {
-    const TrialParameter& kind = trial_.parameters[p];
-    const bool sends_each = trial_.offload_gradients && kind.is_offloaded();
+    const bool sends_each = trial_.sends_each(step, p);
     if (sends_each || gradients_[p] == nullptr) gradients_[p] = gradient_memory(p);
     const bool is_first = sends_each || !std::exchange(has_gradient_[p], true);
     const bool was_sent = std::exchange(is_sent_[p], false);
@@ -192,7 +203,8 @@ class OverlappedTrainer {
                           .is_last = !says_last || micro_batch + 1 == trial_.accumulation};
     if (!sends_each && micro_batch != trial_.last_use(step, p)) {
       // The next backward adds to the same memory.
-      if (!trial_.sends_every_backward || kind.placement != Placement::kStreamed) return;
+      const bool is_streamed = trial_.placement(step, p) == Placement::kStreamed;
+      if (!trial_.sends_every_backward || !is_streamed) return;
       is_sent_[p] = true;
     } else {
       has_gradient_[p] = false;

@@ -117,7 +117,7 @@ class PlainTrainer {
       parameter.gradient = aligned_memory(kind.elements * sizeof(float));
       parameter.gradient_type = kind.type;
     }
-    if (is_first || !trial_.offload_gradients || !kind.is_offloaded()) {
+    if (is_first || !trial_.sends_each(step, index)) {
       trial_.backward(step, micro_batch, is_first, index, parameter.weight.get(),
                       parameter.gradient.get());
       return;

@@ -89,6 +89,7 @@ struct Trial {
   bool poisons_in_flight = false;
   bool sends_every_backward = false;  ///< of streamed parameters, as if no backward were announced
                                       ///< to be the last
+  bool moves = false;                 ///< parameters are moved between host and stream
   bool has_unused = true;             ///< some parameters get no gradient in some micro-batches
   std::vector<TrialParameter> parameters;
   Spoiled spoiled = {};
@@ -100,6 +101,19 @@ struct Trial {
   [[nodiscard]] bool is_used(int step, int micro_batch, size_t parameter) const {
     const auto when = static_cast<uint64_t>(step * 16 + micro_batch);
     return !has_unused || draw(11, when, parameter) % 4 != 0;
+  }
+  /// Where a parameter is in this step.
+  [[nodiscard]] Placement placement(int step, size_t parameter) const {
+    const TrialParameter& kind = parameters[parameter];
+    const bool stays = kind.memory == Memory::kHost || kind.placement == Placement::kResident;
+    if (!moves || stays || step < 2) return kind.placement;
+    const bool is_streamed = draw(17, static_cast<uint64_t>(step / 2), parameter) % 2 == 0;
+    return is_streamed ? Placement::kStreamed : Placement::kHost;
+  }
+  /// Whether each micro-batch's gradient goes to the host by itself.
+  [[nodiscard]] bool sends_each(int step, size_t parameter) const {
+    return offload_gradients && parameters[parameter].memory == Memory::kDevice &&
+           placement(step, parameter) == Placement::kHost;
   }
   /// Whether updates in backward are for good, so that weights change while it runs.
   [[nodiscard]] bool updates_for_good() const {
