@@ -275,7 +275,11 @@ Prediction predict(const PlanRequest& request, const Machine& machine,
 }
 
 Bound bound_of(const Prediction& prediction) {
-  if (prediction.exposed_s < prediction.iteration_s / 20) return Bound::kCompute;
+  const bool is_hidden = prediction.exposed_s < kExposedShare * prediction.iteration_s;
+  return is_hidden ? Bound::kCompute : busiest(prediction);
+}
+
+Bound busiest(const Prediction& prediction) {
   const double longest = std::max({prediction.link_s, prediction.cpu_s, prediction.host_memory_s});
   if (prediction.link_s == longest) return Bound::kLink;
   return prediction.host_memory_s == longest ? Bound::kHostMemory : Bound::kCpu;

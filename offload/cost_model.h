@@ -23,6 +23,12 @@ namespace outboard {
 /// Whether updates are made before it is known that they count.
 [[nodiscard]] bool speculates(const PlanRequest& request, Schedule schedule);
 
+/// Below this share of an iteration, exposed time bounds nothing.
+inline constexpr double kExposedShare = 1.0 / 20;
+
+/// What is busy longest for the step, whether or not it is waited for.
+[[nodiscard]] Bound busiest(const Prediction& prediction);
+
 /// Throws Error(kValue) for what cannot be planned.
 void check_request(const PlanRequest& request, const Machine& machine);
 

@@ -40,6 +40,10 @@ class HostLane {
   void reset_times() {
     thread_.post([this] { update_.times() = {}; });
   }
+  /// What times() will be when everything pushed so far is done; blocks until then.
+  [[nodiscard]] HostUpdateTimes settled_times() {
+    return thread_.submit([this] { return update_.times(); }).get();
+  }
   /// Seconds since reset_times(). Call drain() or flush() first.
   [[nodiscard]] HostUpdateTimes& times() { return update_.times(); }
 

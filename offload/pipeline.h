@@ -134,6 +134,8 @@ class Pipeline {
   [[nodiscard]] std::vector<size_t> in_order_of_coming() const;
   [[nodiscard]] EventPtr poison_weights(ComputeStream stream);
   [[nodiscard]] bool is_waited_for_at_step() const;
+  /// Seconds of updates that the last step did not wait for.
+  void note_late_times();
   void wait_for_everything(ComputeStream stream);
   /// Until somebody knows better: in the order in which backward produces gradients.
   void forget_use_order();
@@ -196,6 +198,7 @@ class Pipeline {
   size_t check_segments_ = 0;
   bool is_in_step_ = false;
   bool has_early_ = false;
+  bool has_late_times_ = false;
   StepStats stats_;
   std::unique_ptr<CopyQueue>
       clock_;  // an idle queue: its events tell the device's time of a host moment

@@ -52,6 +52,7 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
   const Stopwatch watch(stats_.in_step);
   const TraceHostSpan span(&trace_, "step", "begin_step");
   complete_last_step();
+  note_late_times();
   note_active();
   check(request);
   for (const size_t index : active_) {
@@ -155,6 +156,13 @@ void Pipeline::note_decision(const StepRequest& request, UpdateStart start) {
   acceptance_.note(would_accept);
 }
 
+void Pipeline::note_late_times() {
+  if (!std::exchange(has_late_times_, false)) return;
+  const HostUpdateTimes times = host_.settled_times();
+  stats_.waiting_for_gradients = times.waiting;
+  stats_.updating = times.updating;
+}
+
 void Pipeline::return_weight(Parameter& parameter) {
   if (parameter.spec.elements == 0) return;
   progress_.begin(parameter, 1);
@@ -200,6 +208,7 @@ void Pipeline::finish_step(ComputeStream stream) {
     stats_.waiting_for_gradients = adder_.times().waiting + host_.times().waiting;
     stats_.updating = adder_.times().updating + host_.times().updating;
   }
+  has_late_times_ = !waits && decision_.is_taken;
   ++(decision_.is_taken ? stats_.steps : stats_.skipped_steps);
   for (const size_t index : active_) parameters_[index]->keeps_loaded_master = false;
   end_step();

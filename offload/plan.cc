@@ -89,25 +89,12 @@ bool is_better(const PlanRequest& request, const Plan& plan, const Plan& best) {
   return plan.prediction.iteration_s < best.prediction.iteration_s * (1 - kWorthwhile);
 }
 
-Plan evaluated(const PlanRequest& request, const Machine& machine,
-               std::vector<Placement> placements, Schedule schedule) {
-  Plan plan;
-  plan.schedule = schedule;
-  plan.bytes = plan_bytes(request, placements, schedule);
-  plan.is_speculative = plan.bytes.device_shadows > 0;
-  plan.prediction = predict(request, machine, placements, schedule);
-  plan.bound = bound_of(plan.prediction);
-  plan.fits = excess_of(request, plan.bytes) == 0;
-  plan.placements = std::move(placements);
-  return plan;
-}
-
 /// The best placements for one schedule: all on the host, all streamed, or a mixture, in this order
 /// of simplicity.
 Plan plan_with(const PlanRequest& request, const Machine& machine, Schedule schedule,
                const std::vector<Placement>& residents) {
   const auto try_share = [&](double on_host) {
-    return evaluated(request, machine, mixed(request, residents, on_host), schedule);
+    return evaluate(request, machine, mixed(request, residents, on_host), schedule);
   };
   if (request.placement == Placement::kStreamed) return try_share(0);
   Plan best = try_share(1);
@@ -197,6 +184,19 @@ Plan make_plan(const PlanRequest& request, const Machine& machine) {
   return candidates[best];
 }
 
+Plan evaluate(const PlanRequest& request, const Machine& machine, std::vector<Placement> placements,
+              Schedule schedule) {
+  Plan plan;
+  plan.prediction = predict(request, machine, placements, schedule);
+  plan.schedule = schedule;
+  plan.bytes = plan_bytes(request, placements, schedule);
+  plan.is_speculative = plan.bytes.device_shadows > 0;
+  plan.bound = bound_of(plan.prediction);
+  plan.fits = excess_of(request, plan.bytes) == 0;
+  plan.placements = std::move(placements);
+  return plan;
+}
+
 CorrectedModel corrected(const PlanRequest& request, const Machine& machine, const Plan& plan,
                          const MeasuredIteration& measured) {
   if (!(std::isfinite(measured.iteration_s) && measured.iteration_s > 0)) {
@@ -209,6 +209,11 @@ CorrectedModel corrected(const PlanRequest& request, const Machine& machine, con
   };
   const Prediction before = iteration(model);
   Bound bound = bound_of(before);
+  // Forward and backward were measured: they do not explain more than they took.
+  const double exposed = measured.iteration_s - before.compute_s;
+  if (measured.forward_backward_s > 0 && exposed >= kExposedShare * measured.iteration_s) {
+    bound = busiest(before);
+  }
   // Shorter than forward and backward alone: whatever bounds the rest cannot explain it.
   if (measured.iteration_s < before.compute_s) bound = Bound::kCompute;
   // Bisection: an iteration never gets shorter when a rate gets worse.

@@ -209,6 +209,17 @@ class TensorEngineHolder : public torch::CustomClassHolder {
   void reset_state(int64_t parameter) {
     translated([&] { engine_->reset_state(parameter); });
   }
+  void set_placements(const std::vector<int64_t>& parameters,
+                      const std::vector<std::string>& placements) {
+    translated([&] {
+      const std::vector<Placement> named = placements_named(placements);
+      std::vector<PlacementChange> changes;
+      for (size_t i = 0; i < parameters.size(); ++i) {
+        changes.push_back({static_cast<size_t>(parameters[i]), named.at(i)});
+      }
+      engine_->set_placements(changes);
+    });
+  }
   std::string placement(int64_t parameter) const { return engine_->placement(parameter); }
   std::string master_format(int64_t parameter) const { return engine_->master_format(parameter); }
   std::vector<std::string> warnings() { return engine_->take_warnings(); }
@@ -337,6 +348,7 @@ TORCH_LIBRARY(outboard, m) {
       .def("convert_states", &Holder::convert_states)
       .def("state_format", &Holder::state_format)
       .def("reset_state", &Holder::reset_state)
+      .def("set_placements", &Holder::set_placements)
       .def("placement", &Holder::placement)
       .def("master_format", &Holder::master_format)
       .def("warnings", &Holder::warnings)

@@ -209,17 +209,33 @@ Numbers numbers_of(const PlanRequest& request, const Plan& plan) {
 using PlanForPython =
     std::tuple<Numbers, Words, std::vector<std::string>, std::vector<std::string>>;
 
+/// The best plan; with `placements`, the one that has these and the request's schedule.
+Plan plan_of(const PlanRequest& request, const Machine& machine,
+             const std::vector<std::string>& placements) {
+  if (placements.empty()) return make_plan(request, machine);
+  if (!request.schedule) {
+    fail(ErrorKind::kValue, kWho, "placements are given and the schedule is 'auto'; give the ",
+         "schedule that goes with them");
+  }
+  std::vector<Placement> named;
+  for (const std::string& word : placements) {
+    named.push_back(placement_named(word).value_or(Placement::kHost));
+  }
+  return evaluate(request, machine, std::move(named), *request.schedule);
+}
+
 PlanForPython plan(const std::vector<int64_t>& elements, const Numbers& request_numbers,
-                   const Words& words, const Numbers& machine) {
+                   const Words& words, const Numbers& machine,
+                   const std::vector<std::string>& placements) {
   return translated([&] {
     const PlanRequest request = request_of(elements, request_numbers, words);
-    const Plan plan = make_plan(request, machine_of(machine));
+    const Plan plan = plan_of(request, machine_of(machine), placements);
     Words choices;
     choices.insert("schedule", std::string(word_for(plan.schedule)));
     choices.insert("bound", std::string(word_for(plan.bound)));
-    std::vector<std::string> placements;
-    for (const Placement placement : plan.placements) placements.emplace_back(word_for(placement));
-    return PlanForPython(numbers_of(request, plan), choices, placements, plan.reasons);
+    std::vector<std::string> chosen;
+    for (const Placement placement : plan.placements) chosen.emplace_back(word_for(placement));
+    return PlanForPython(numbers_of(request, plan), choices, chosen, plan.reasons);
   });
 }
 
@@ -227,13 +243,14 @@ PlanForPython plan(const std::vector<int64_t>& elements, const Numbers& request_
 std::tuple<Numbers, double, double> corrected_machine(const std::vector<int64_t>& elements,
                                                       const Numbers& request_numbers,
                                                       const Words& words, const Numbers& machine,
+                                                      const std::vector<std::string>& placements,
                                                       const Numbers& measured) {
   return translated([&] {
     const PlanRequest request = request_of(elements, request_numbers, words);
     const Machine before = machine_of(machine);
     Numbers numbers = measured.copy();
     const CorrectedModel model =
-        corrected(request, before, make_plan(request, before),
+        corrected(request, before, plan_of(request, before, placements),
                   {.iteration_s = take(numbers, "iteration_s", 0),
                    .forward_backward_s = take(numbers, "forward_backward_s", 0),
                    .update_s = take(numbers, "update_s", 0)});

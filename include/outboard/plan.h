@@ -133,6 +133,11 @@ struct Plan {
 [[nodiscard]] Prediction predict(const PlanRequest& request, const Machine& machine,
                                  const std::vector<Placement>& placements, Schedule schedule);
 
+/// The plan that has these placements and this schedule, good or bad, without reasons. Throws
+/// Error(kValue) as predict() does.
+[[nodiscard]] Plan evaluate(const PlanRequest& request, const Machine& machine,
+                            std::vector<Placement> placements, Schedule schedule);
+
 /// What these placements and this schedule hold.
 [[nodiscard]] PlanBytes plan_bytes(const PlanRequest& request,
                                    const std::vector<Placement>& placements, Schedule schedule);
@@ -156,8 +161,10 @@ struct CorrectedModel {
 
 /// Replaces what was measured (forward and backward, the speed of CPU updates) and then scales what
 /// the prediction rests on until predict() gives measured.iteration_s for the plan's own placements
-/// and schedule: the rate that bounds a plan with exposed time, else forward and backward. No rate
-/// changes by more than a factor of 4; a measurement beyond that is met as closely as that allows.
+/// and schedule: the rate that bounds a plan with exposed time, else forward and backward; where
+/// those were measured and leave a twentieth of the iteration unexplained, what is busy longest. No
+/// rate changes by more than a factor of 4; a measurement beyond that is met as closely as that
+/// allows.
 /// Throws Error(kValue) unless measured.iteration_s > 0.
 [[nodiscard]] CorrectedModel corrected(const PlanRequest& request, const Machine& machine,
                                        const Plan& plan, const MeasuredIteration& measured);

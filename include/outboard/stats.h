@@ -22,7 +22,8 @@ struct MemoryStats {
   size_t device_workspace = 0;   ///< segment sums
 };
 
-/// Times of the last step, in seconds, and counters.
+/// Times of the last step, in seconds, and counters. Of updates that a step does not wait for, the
+/// first two are known when the next step begins.
 struct StepStats {
   double waiting_for_gradients = 0;  ///< driver blocked on gradient copies
   double updating = 0;               ///< CPU kernels

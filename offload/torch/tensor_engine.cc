@@ -398,6 +398,16 @@ void TensorEngine::return_weight(size_t parameter) {
   engine_->return_weight(parameter);
 }
 
+void TensorEngine::set_placements(const std::vector<PlacementChange>& changes) {
+  if (!engine_) return;
+  rethrow_hook_failure();
+  notice_changed_weights();
+  engine_->set_placements(changes, stream());
+  for (const PlacementChange& change : changes) {
+    slots_[change.parameter].is_streamed = placement(change.parameter) == "streamed";
+  }
+}
+
 std::string TensorEngine::placement(size_t parameter) const {
   const ParameterSpec& spec = *engine_->view(parameter).spec;
   if (spec.memory == Memory::kHost) return "cpu";

@@ -112,6 +112,8 @@ class TensorEngine {
   /// The formats of a parameter's states: "fp32", or "sym8/128, root8/128".
   [[nodiscard]] std::string state_format(size_t parameter) const;
 
+  /// Moves parameters between host and stream; see Engine::set_placements.
+  void set_placements(const std::vector<PlacementChange>& changes);
   /// "host", "streamed", "resident" or "cpu".
   [[nodiscard]] std::string placement(size_t parameter) const;
   /// "weight", "split", "split8", "fp32" or "none".

@@ -6,6 +6,7 @@ The planner's cost model is native (docs/planning.md); no arithmetic on bytes or
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from .hyper import WHO
 
 if TYPE_CHECKING:
     from ._options import OffloadOptions
+    from .plan import Machine, PlanWish
 
 PLACEMENTS = ("auto", "host", "streamed", "resident")
 LEAST_STREAMED_ELEMENTS = 65536  # below it, five copies each way take longer than their bytes
@@ -56,8 +58,7 @@ def places_of(
     parameters = [named[i][0] for i in open_]
     # Streamed gradients stay on the device until their update. Whoever gives gradients away to have
     # that memory back is not made to wait for it.
-    is_planned = rule and rule not in _RULES_OF_WHOLE_PARAMETERS and not options.offload_gradients
-    if is_planned and _has_machine(options, parameters):
+    if may_plan(options, rule) and has_machine(options, parameters[0]):
         chosen = _planned(options, parameters, rule, master, formats[open_[0]].name)
     for i, place in zip(open_, chosen, strict=True):
         places[i] = place
@@ -81,8 +82,14 @@ def _place_of(options: OffloadOptions, parameter: torch.Tensor, name: str, rule:
     return "host" if elements == 0 else usual
 
 
-def _has_machine(options: OffloadOptions, parameters: Sequence[torch.Tensor]) -> bool:
-    return options.machine is not None or parameters[0].is_cuda
+def may_plan(options: OffloadOptions, rule: str) -> bool:
+    """Whether the planner may choose for parameters of this rule, if nobody else does."""
+    return bool(rule) and rule not in _RULES_OF_WHOLE_PARAMETERS and not options.offload_gradients
+
+
+def has_machine(options: OffloadOptions, parameter: torch.Tensor) -> bool:
+    """Whether there is one to plan for."""
+    return options.machine is not None or parameter.is_cuda
 
 
 def _planned(
@@ -94,30 +101,47 @@ def _planned(
 ) -> list[str]:
     from . import plan
 
-    dtype = str(parameters[0].dtype).removeprefix("torch.")
-    if dtype == "float32":
+    dtype = parameters[0].dtype
+    if dtype == torch.float32:
         master = "weight"  # the option is about other weights
     elif master == "auto":
-        master = {"bfloat16": "split"}.get(dtype, "fp32")
-    master = _MASTERS.get(master, master)
-    wish = plan.PlanWish(
-        rule=rule,
-        state_format=state_format,
-        dtype=dtype,
-        master=master,
-        needs_norm=options.needs_norm,
-        offload_gradients=False,
-        # How long forward and backward take is not known yet: the mixture that is updated soonest.
+        master = "split" if dtype == torch.bfloat16 else "fp32"
+    # How long forward and backward take is not known yet: the mixture that is updated soonest.
+    wish = replace(
+        wish_of(options, parameters[0], rule, master, state_format),
         is_attached=False,
         device_state_bytes=options.device_state_bytes,
+    )
+    machine = machine_of(options, parameters[0], wish)
+    return plan.make_plan([p.numel() for p in parameters], machine, wish).placements
+
+
+def wish_of(
+    options: OffloadOptions, parameter: torch.Tensor, rule: str, master: str, state_format: str
+) -> PlanWish:
+    """What the planner has to know of the options and of parameters of this kind."""
+    from . import plan
+
+    return plan.PlanWish(
+        rule=rule,
+        state_format=state_format,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        master=_MASTERS.get(master, master),
+        needs_norm=options.needs_norm,
+        offload_gradients=False,
         host_bytes=options.host_bytes,
     )
-    machine = options.machine or plan.measured_machine(
-        parameters[0].device.index or 0,
-        rule=rule,
-        state_formats=(state_format,),
-        dtype=dtype,
-        master=master,
+
+
+def machine_of(options: OffloadOptions, parameter: torch.Tensor, wish: PlanWish) -> Machine:
+    """The machine that was given, else the parameter's, measured once per process."""
+    from . import plan
+
+    return options.machine or plan.measured_machine(
+        parameter.device.index or 0,
+        rule=wish.rule,
+        state_formats=(wish.state_format,),
+        dtype=wish.dtype,
+        master=wish.master,
         threads=options.threads or 0,
     )
-    return plan.make_plan([p.numel() for p in parameters], machine, wish).placements

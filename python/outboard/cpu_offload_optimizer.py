@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ._base_class import BaseClass
 from ._engine_optimizer import EngineOptimizer
+from ._memory import lacking_memory
 from ._options import OffloadOptions
+from ._plan_check import Choice, PlanCheck
 from .hyper import WHO
-
-_SPARE_BYTES = 2 << 30  # of either memory; what else a run needs now and then
+from .stats import Stats
 
 
 class CPUOffloadOptimizer(EngineOptimizer):
@@ -52,7 +53,8 @@ class CPUOffloadOptimizer(EngineOptimizer):
         seed: of stochastic rounding.
         placement: "host" (the CPU updates), "streamed" (the GPU does; state passes through it,
             gradients stay there and are added up by autograd) or "auto" (the planner chooses;
-            "host" with offload_gradients, so that gradients never stay); or {name pattern or
+            "host" with offload_gradients, so that gradients never stay; checked against measured
+            iterations after attach, and corrected); or {name pattern or
             parameter: "host", "streamed" or "resident"}. Of "streamed", parameters below 65536
             elements are resident.
         schedule: "at_step", "next_forward", "in_backward" (both need attach) or "auto".
@@ -108,6 +110,7 @@ class CPUOffloadOptimizer(EngineOptimizer):
         arguments = {"optimizer_class": optimizer_class, **own, **base_options}
         base = BaseClass(optimizer_class, base_options, OffloadOptions.names())
         super().__init__(params, base, OffloadOptions(**own), arguments)
+        self._plan_check = PlanCheck(self._options, self._registry, self._engine)
 
     # ---- Schedules ------------------------------------------------------------------------------
 
@@ -126,6 +129,8 @@ class CPUOffloadOptimizer(EngineOptimizer):
 
         self._attachment = Attachment(model, self._registry, self._engine, self._announce)
         self._set_schedule(*self._choose_schedule())
+        if self._base.is_native:
+            self._plan_check.start()
 
     def detach(self) -> None:
         """Undoes attach(). Blocks until every weight is current."""
@@ -133,6 +138,7 @@ class CPUOffloadOptimizer(EngineOptimizer):
             return
         self._attachment.detach()
         self._attachment = None
+        self._plan_check.stop()
         self._schedule = ("at_step", "no model is attached")
         self._engine.set_schedule("at_step")
 
@@ -147,12 +153,53 @@ class CPUOffloadOptimizer(EngineOptimizer):
                 )
             self._has_warned_of_schedule = True
         self._has_stepped = True
-        return super().step(closure)
+        self._plan_check.before_step()
+        loss = super().step(closure)
+        is_free = self._options.schedule == "auto" and not self._is_short_of_memory
+        choice = self._plan_check.after_step(self._schedule[0], is_free)
+        if choice is not None:
+            self._follow(choice)
+        return loss
 
     step.__doc__ = EngineOptimizer.step.__doc__
     _has_warned_of_schedule = False
     _has_stepped = False
     _has_checked_memory = False
+    _is_short_of_memory = False
+
+    def _follow(self, choice: Choice) -> None:
+        """Moves parameters, between a step and the next forward."""
+        changed = {i: p for i, p in choice.placements.items() if p != self._engine.placement(i)}
+        # An image and a place for the gradient.
+        parameters = self._registry.parameters
+        wanted = sum(
+            2 * parameters[i].numel() * parameters[i].element_size()
+            for i, place in changed.items()
+            if place == "host"
+        )
+        budget = self._options.host_bytes
+        if budget is not None and self.stats().memory.host + wanted > budget:
+            self._plan_check.stop("parameters do not move, because host_bytes leaves no room")
+            return
+        where = parameters[0].device
+        if lacking := lacking_memory(host=wanted, device=choice.ring_bytes, where=where):
+            self._plan_check.stop(f"parameters do not move: that {lacking}")
+            return
+        try:
+            self._engine.set_placements(list(changed), list(changed.values()))
+        except torch.OutOfMemoryError as error:
+            self._plan_check.stop(f"parameters do not move: {error}")
+            return
+        self._plan_check.moved()
+        self._has_checked_memory = False
+        self._mark_stale()
+        if self._options.schedule == "auto" and choice.schedule != self._schedule[0]:
+            self._set_schedule(choice.schedule, "as planned from measured iterations")
+
+    def stats(self) -> Stats:
+        return replace(super().stats(), plan=self._plan_check.report)
+
+    stats.__doc__ = EngineOptimizer.stats.__doc__
 
     def _set_schedule(self, name: str, reason: str) -> None:
         self._schedule = (name, reason)
@@ -174,6 +221,7 @@ class CPUOffloadOptimizer(EngineOptimizer):
 
     def _announce(self) -> None:
         """What the coming step will be made with, as far as the groups say now."""
+        self._plan_check.forward()
         # Nothing begins early in the first step, which shows what else needs memory.
         if self._schedule[0] != "in_backward" or not self._has_stepped:
             return
@@ -199,26 +247,16 @@ class CPUOffloadOptimizer(EngineOptimizer):
         ]
         if is_for_good or not streamed:
             return
-        from .doctor import free_memory
-
         held = self._engine.stats()
-        wanted = int(held["host_masters"] + held["host_state"])  # second copies, at most
-        free = free_memory(Path("/"))
-        lacking = [] if free is None or free - wanted >= _SPARE_BYTES else [("host", wanted, free)]
-        if streamed[0].is_cuda:
-            device = streamed[0].device
-            wanted = sum(p.numel() * p.element_size() for p in streamed)
-            free = torch.cuda.mem_get_info(device)[0]
-            free += torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
-            if free - wanted < _SPARE_BYTES:
-                lacking.append(("device", wanted, free))
+        lacking = lacking_memory(
+            host=int(held["host_masters"] + held["host_state"]),  # second copies, at most
+            device=sum(p.numel() * p.element_size() for p in streamed),
+            where=streamed[0].device,
+        )
         if not lacking:
             return
-        reason = " and ".join(
-            f"updates in backward would take {wanted / 2**30:.1f} GiB of {place} memory, of which "
-            f"{max(free, 0) / 2**30:.1f} GiB are left"
-            for place, wanted, free in lacking
-        )
+        self._is_short_of_memory = True
+        reason = f"updates in backward {lacking}"
         self._set_schedule("next_forward", reason)
         if options.schedule == "in_backward":
             warnings.warn(f"[{WHO}] {reason}: they hide behind the next forward", stacklevel=2)

@@ -174,15 +174,22 @@ class Plan:
         )
 
 
-def make_plan(elements: Sequence[int], machine: Machine, wish: PlanWish) -> Plan:
+def make_plan(
+    elements: Sequence[int],
+    machine: Machine,
+    wish: PlanWish,
+    placements: Sequence[str] | None = None,
+) -> Plan:
     """The best plan for parameters of these many elements, in the order of first use.
 
-    Raises ValueError for unknown words, negative times and machines without bandwidths.
+    With `placements`, one for each: what the plan with these and the wish's schedule takes and
+    holds, good or bad. Raises ValueError for unknown words, negative times and machines without
+    bandwidths.
     """
-    numbers, words, placements, reasons = torch.ops.outboard.plan(
-        list(elements), wish.numbers(), wish.words(), machine.numbers()
+    numbers, words, chosen, reasons = torch.ops.outboard.plan(
+        list(elements), wish.numbers(), wish.words(), machine.numbers(), list(placements or ())
     )
-    return Plan.from_native(dict(numbers), dict(words), placements, reasons)
+    return Plan.from_native(dict(numbers), dict(words), chosen, reasons)
 
 
 def alternatives(elements: Sequence[int], machine: Machine, wish: PlanWish) -> list[Plan]:
@@ -196,15 +203,25 @@ def alternatives(elements: Sequence[int], machine: Machine, wish: PlanWish) -> l
 
 
 def corrected(
-    elements: Sequence[int], machine: Machine, wish: PlanWish, measured: Mapping[str, float]
+    elements: Sequence[int],
+    machine: Machine,
+    wish: PlanWish,
+    measured: Mapping[str, float],
+    placements: Sequence[str] | None = None,
 ) -> tuple[Machine, PlanWish]:
     """A machine and a wish with which the model gives the measured iteration.
 
+    It was measured with `placements` and the wish's schedule, else with the wish's best plan.
     `measured` has "iteration_s" and, where known, "forward_backward_s" and "update_s" (of the CPU
     kernels).
     """
     numbers, forward_s, backward_s = torch.ops.outboard.corrected_machine(
-        list(elements), wish.numbers(), wish.words(), machine.numbers(), dict(measured)
+        list(elements),
+        wish.numbers(),
+        wish.words(),
+        machine.numbers(),
+        list(placements or ()),
+        dict(measured),
     )
     better = replace(wish, forward_s=forward_s, backward_s=backward_s)
     return Machine.from_numbers(dict(numbers)), better

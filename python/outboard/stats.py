@@ -52,6 +52,25 @@ class StepStats:
 
 
 @dataclass(frozen=True)
+class PlanStats:
+    """What the planner promised of an iteration with the placements in use, and what it took.
+
+    Seconds; 0: not measured, or not yet.
+    """
+
+    predicted_s: float = 0.0
+    measured_s: float = 0.0
+    exposed_s: float = 0.0  # of the measured iteration
+    corrections: int = 0  # how often placements, or the schedule, were changed
+    reason: str = ""  # what was done about it, or why nothing is
+
+    @property
+    def error(self) -> float:
+        """How far off the prediction was, as a share of the measurement; 0: not measured."""
+        return self.predicted_s / self.measured_s - 1 if self.measured_s > 0 else 0.0
+
+
+@dataclass(frozen=True)
 class Stats:
     """Memory, the last step, and how many elements each placement holds."""
 
@@ -60,6 +79,7 @@ class Stats:
     elements: dict[str, int] = field(default_factory=dict)  # "host", "streamed", "resident", "cpu"
     schedule: str = "at_step"
     reason: str = ""  # why this schedule
+    plan: PlanStats = field(default_factory=PlanStats)
 
     @classmethod
     def from_flat(

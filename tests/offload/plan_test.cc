@@ -237,6 +237,26 @@ TEST(Plan, CorrectionTakesOverWhatWasMeasuredByItself) {
   EXPECT_GT(again.prediction.cpu_s, plan.prediction.cpu_s);
 }
 
+// Forward and backward were measured, and a fifth of the iteration was waited for, though the model
+// hides it all: the link must be slower than it says.
+TEST(Plan, CorrectionBlamesTheStepForTimeThatForwardAndBackwardLeave) {
+  PlanRequest request = gpt_2_65();
+  request.is_attached = true;
+  request.placement = Placement::kStreamed;
+  request.schedule = Schedule::kInBackward;
+  const Plan plan = make_plan(request, h200());
+  ASSERT_EQ(plan.bound, Bound::kCompute);
+  const double forward_backward = request.forward_s + request.backward_s;
+  const double measured = 1.25 * forward_backward;
+  const CorrectedModel model = corrected(
+      request, h200(), plan, {.iteration_s = measured, .forward_backward_s = forward_backward});
+  EXPECT_LT(model.machine.link_duplex, h200().link_duplex);
+  EXPECT_NEAR(model.request.forward_s, request.forward_s, 1e-9);
+  expect_within(
+      evaluate(model.request, model.machine, plan.placements, plan.schedule).prediction.iteration_s,
+      measured, 1e-6);
+}
+
 TEST(Plan, CorrectionMayChangeTheChoice) {
   PlanRequest request = gpt_6_65();
   request.needs_norm = false;
