@@ -10,8 +10,8 @@
 //     // nullptr, or what is wrong with a combination of values and what to do:
 //     static const char* check(std::span<const double> hyper);
 //     template <class T>
-//     static Scalars<T> scalars(std::span<const double> hyper, int64_t step,
-//                               double gradient_scale);
+//     static OUTBOARD_HD Scalars<T> scalars(std::span<const double> hyper, int64_t step,
+//                                           double gradient_scale);
 //     template <class T>
 //     static OUTBOARD_HD void update(const Scalars<T>&, T gradient, T& weight, T* state);
 //   };
@@ -31,6 +31,10 @@
 //     template <class Arithmetic>
 //     static OUTBOARD_HD void update_usual(const Scalars<float>&, float gradient, float& weight,
 //                                          float* state, float* roots, Arithmetic& arithmetic);
+//
+// `scalars` is formed on the host, or on the device from numbers that lie there: both must give the
+// same bits, so it calls exact::power(), log() and exp() (outboard/scalar_math.h) in the C
+// library's place, and roots and quotients of exact::.
 //
 // `update` takes the gradient as stored (it multiplies by the gradient scale itself), the decoded
 // master as `weight`, and stores flushed states. In float it is the CUDA code and defines every

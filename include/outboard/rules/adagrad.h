@@ -50,12 +50,14 @@ struct Adagrad {
   static const char* check(std::span<const double>) { return nullptr; }
 
   template <class T>
-  static Scalars<T> scalars(std::span<const double> hyper, int64_t step, double gradient_scale) {
-    const double decay = 1.0 + static_cast<double>(step - 1) * hyper[kLrDecay];
+  static OUTBOARD_HD Scalars<T> scalars(std::span<const double> hyper, int64_t step,
+                                        double gradient_scale) {
+    const double decay =
+        exact::add(1.0, exact::mul(static_cast<double>(step - 1), hyper[kLrDecay]));
     return {
         .gradient_scale = static_cast<T>(hyper[kMaximize] != 0 ? -gradient_scale : gradient_scale),
         .l2 = static_cast<T>(hyper[kWeightDecay]),
-        .learning_rate = static_cast<T>(hyper[kLr] / decay),
+        .learning_rate = static_cast<T>(exact::div(hyper[kLr], decay)),
         .epsilon = static_cast<T>(hyper[kEps]),
         .initial_sum = static_cast<T>(hyper[kInitialSum]),
         .is_first = step <= 1};

@@ -5,7 +5,6 @@
 #define OUTBOARD_RULES_ADAM_MOMENTS_H_
 
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -13,6 +12,7 @@
 
 #include "outboard/hd.h"
 #include "outboard/rule.h"
+#include "outboard/scalar_math.h"
 
 namespace outboard::rules {
 
@@ -55,24 +55,24 @@ inline constexpr std::array<StateInfo, 3> kAdamStates{{{"exp_avg", /*is_signed=*
 /// Scalars of step `step` (from 1), formed in fp64 and rounded once to T. fp32 would lose 2e-5 of 1
 /// - beta2^t.
 template <class T>
-[[nodiscard]] AdamScalars<T> adam_scalars(std::span<const double> hyper, int64_t step,
-                                          double gradient_scale, bool is_decoupled) {
-  const double t = static_cast<double>(step);
-  const double correction1 = 1.0 - std::pow(hyper[kBeta1], t);
-  const double correction2 = 1.0 - std::pow(hyper[kBeta2], t);
-  const T root_correction = static_cast<T>(std::sqrt(correction2));
-  const double decay = is_decoupled ? 1.0 - hyper[kLr] * hyper[kWeightDecay] : 1.0;
+[[nodiscard]] OUTBOARD_HD AdamScalars<T> adam_scalars(std::span<const double> hyper, int64_t step,
+                                                      double gradient_scale, bool is_decoupled) {
+  const double correction1 = exact::sub(1.0, exact::power(hyper[kBeta1], step));
+  const double correction2 = exact::sub(1.0, exact::power(hyper[kBeta2], step));
+  const T root_correction = static_cast<T>(exact::sqrt(correction2));
+  const double decay =
+      is_decoupled ? exact::sub(1.0, exact::mul(hyper[kLr], hyper[kWeightDecay])) : 1.0;
   return {
       .gradient_scale = static_cast<T>(hyper[kMaximize] != 0 ? -gradient_scale : gradient_scale),
       .l2 = static_cast<T>(is_decoupled ? 0.0 : hyper[kWeightDecay]),
       .decay = static_cast<T>(decay),
-      .one_minus_beta1 = static_cast<T>(1.0 - hyper[kBeta1]),
+      .one_minus_beta1 = static_cast<T>(exact::sub(1.0, hyper[kBeta1])),
       .beta2 = static_cast<T>(hyper[kBeta2]),
-      .one_minus_beta2 = static_cast<T>(1.0 - hyper[kBeta2]),
+      .one_minus_beta2 = static_cast<T>(exact::sub(1.0, hyper[kBeta2])),
       .root_correction = root_correction,
-      .inverse_root_correction = T(1) / root_correction,
+      .inverse_root_correction = exact::div(T(1), root_correction),
       .epsilon = static_cast<T>(hyper[kEps]),
-      .step_size = static_cast<T>(hyper[kLr] / correction1),
+      .step_size = static_cast<T>(exact::div(hyper[kLr], correction1)),
       .amsgrad = hyper[kAmsgrad] != 0};
 }
 

@@ -26,7 +26,8 @@ struct AdamW {
   static const char* check(std::span<const double>) { return nullptr; }
 
   template <class T>
-  static Scalars<T> scalars(std::span<const double> hyper, int64_t step, double gradient_scale) {
+  static OUTBOARD_HD Scalars<T> scalars(std::span<const double> hyper, int64_t step,
+                                        double gradient_scale) {
     return adam_scalars<T>(hyper, step, gradient_scale, /*is_decoupled=*/true);
   }
 

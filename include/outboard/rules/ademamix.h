@@ -18,9 +18,7 @@
 #ifndef OUTBOARD_RULES_ADEMAMIX_H_
 #define OUTBOARD_RULES_ADEMAMIX_H_
 
-#include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -28,6 +26,7 @@
 
 #include "outboard/hd.h"
 #include "outboard/rule.h"
+#include "outboard/scalar_math.h"
 
 namespace outboard::rules {
 
@@ -83,33 +82,38 @@ struct AdEMAMix {
   static const char* check(std::span<const double>) { return nullptr; }
 
   /// The slow average's coefficient at step t. A beta of 0 is a half-life of 0: its 1 / ln is -0.
-  static double beta3_at(std::span<const double> hyper, double t) {
+  static OUTBOARD_HD double beta3_at(std::span<const double> hyper, double t) {
     const double steps = hyper[kBeta3Steps];
     if (t >= steps) return hyper[kBeta3];
-    const double tau = t / steps;
-    const double inverse = (1.0 - tau) / std::log(hyper[kBeta1]) + tau / std::log(hyper[kBeta3]);
-    return std::min(std::exp(1.0 / inverse), hyper[kBeta3]);
+    const double tau = exact::div(t, steps);
+    const double inverse = exact::add(exact::div(exact::sub(1.0, tau), exact::log(hyper[kBeta1])),
+                                      exact::div(tau, exact::log(hyper[kBeta3])));
+    const double beta3 = exact::exp(exact::div(1.0, inverse));
+    return beta3 < hyper[kBeta3] ? beta3 : hyper[kBeta3];
   }
 
   /// The slow average's share at step t.
-  static double alpha_at(std::span<const double> hyper, double t) {
+  static OUTBOARD_HD double alpha_at(std::span<const double> hyper, double t) {
     const double steps = hyper[kAlphaSteps];
-    return t >= steps ? hyper[kAlpha] : t * hyper[kAlpha] / steps;
+    return t >= steps ? hyper[kAlpha] : exact::div(exact::mul(t, hyper[kAlpha]), steps);
   }
 
   template <class T>
-  static Scalars<T> scalars(std::span<const double> hyper, int64_t step, double gradient_scale) {
+  static OUTBOARD_HD Scalars<T> scalars(std::span<const double> hyper, int64_t step,
+                                        double gradient_scale) {
     const double t = static_cast<double>(step);
+    const double correction1 = exact::sub(1.0, exact::power(hyper[kBeta1], step));
+    const double correction2 = exact::sub(1.0, exact::power(hyper[kBeta2], step));
     return {
         .gradient_scale = static_cast<T>(hyper[kMaximize] != 0 ? -gradient_scale : gradient_scale),
-        .decay = static_cast<T>(1.0 - hyper[kLr] * hyper[kWeightDecay]),
-        .one_minus_beta1 = static_cast<T>(1.0 - hyper[kBeta1]),
+        .decay = static_cast<T>(exact::sub(1.0, exact::mul(hyper[kLr], hyper[kWeightDecay]))),
+        .one_minus_beta1 = static_cast<T>(exact::sub(1.0, hyper[kBeta1])),
         .beta2 = static_cast<T>(hyper[kBeta2]),
-        .one_minus_beta2 = static_cast<T>(1.0 - hyper[kBeta2]),
-        .one_minus_beta3 = static_cast<T>(1.0 - beta3_at(hyper, t)),
-        .inverse_correction = static_cast<T>(1.0 / (1.0 - std::pow(hyper[kBeta1], t))),
+        .one_minus_beta2 = static_cast<T>(exact::sub(1.0, hyper[kBeta2])),
+        .one_minus_beta3 = static_cast<T>(exact::sub(1.0, beta3_at(hyper, t))),
+        .inverse_correction = static_cast<T>(exact::div(1.0, correction1)),
         .alpha = static_cast<T>(alpha_at(hyper, t)),
-        .root_correction = static_cast<T>(std::sqrt(1.0 - std::pow(hyper[kBeta2], t))),
+        .root_correction = static_cast<T>(exact::sqrt(correction2)),
         .epsilon = static_cast<T>(hyper[kEps]),
         .lr = static_cast<T>(hyper[kLr])};
   }

@@ -13,7 +13,6 @@
 #define OUTBOARD_RULES_LAMB_H_
 
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -22,6 +21,7 @@
 #include "outboard/hd.h"
 #include "outboard/rule.h"
 #include "outboard/rules/trust_ratio.h"
+#include "outboard/scalar_math.h"
 
 namespace outboard::rules {
 
@@ -66,18 +66,21 @@ struct LAMB {
   static const char* check(std::span<const double>) { return nullptr; }
 
   template <class T>
-  static Scalars<T> scalars(std::span<const double> hyper, int64_t step, double gradient_scale) {
-    const double t = static_cast<double>(step);
+  static OUTBOARD_HD Scalars<T> scalars(std::span<const double> hyper, int64_t step,
+                                        double gradient_scale) {
+    const double correction1 = exact::sub(1.0, exact::power(hyper[kBeta1], step));
+    const double correction2 = exact::sub(1.0, exact::power(hyper[kBeta2], step));
+    const double decay = exact::sub(1.0, exact::mul(hyper[kLr], hyper[kWeightDecay]));
     const bool is_clip = hyper[kMaxUnorm] > 0;
     return {
         .gradient_scale = static_cast<T>(hyper[kMaximize] != 0 ? -gradient_scale : gradient_scale),
         .l2 = static_cast<T>(is_clip ? 0.0 : hyper[kWeightDecay]),
-        .decay = static_cast<T>(is_clip ? 1.0 - hyper[kLr] * hyper[kWeightDecay] : 1.0),
-        .one_minus_beta1 = static_cast<T>(1.0 - hyper[kBeta1]),
+        .decay = static_cast<T>(is_clip ? decay : 1.0),
+        .one_minus_beta1 = static_cast<T>(exact::sub(1.0, hyper[kBeta1])),
         .beta2 = static_cast<T>(hyper[kBeta2]),
-        .one_minus_beta2 = static_cast<T>(1.0 - hyper[kBeta2]),
-        .inverse_correction = static_cast<T>(1.0 / (1.0 - std::pow(hyper[kBeta1], t))),
-        .root_correction = static_cast<T>(std::sqrt(1.0 - std::pow(hyper[kBeta2], t))),
+        .one_minus_beta2 = static_cast<T>(exact::sub(1.0, hyper[kBeta2])),
+        .inverse_correction = static_cast<T>(exact::div(1.0, correction1)),
+        .root_correction = static_cast<T>(exact::sqrt(correction2)),
         .epsilon = static_cast<T>(hyper[kEps]),
         .minus_step = static_cast<T>(-hyper[kLr]),
         .lr = hyper[kLr],

@@ -46,12 +46,13 @@ struct Lion {
   static const char* check(std::span<const double>) { return nullptr; }
 
   template <class T>
-  static Scalars<T> scalars(std::span<const double> hyper, int64_t, double gradient_scale) {
+  static OUTBOARD_HD Scalars<T> scalars(std::span<const double> hyper, int64_t,
+                                        double gradient_scale) {
     return {
         .gradient_scale = static_cast<T>(hyper[kMaximize] != 0 ? -gradient_scale : gradient_scale),
-        .decay = static_cast<T>(1.0 - hyper[kLr] * hyper[kWeightDecay]),
-        .one_minus_beta1 = static_cast<T>(1.0 - hyper[kBeta1]),
-        .one_minus_beta2 = static_cast<T>(1.0 - hyper[kBeta2]),
+        .decay = static_cast<T>(exact::sub(1.0, exact::mul(hyper[kLr], hyper[kWeightDecay]))),
+        .one_minus_beta1 = static_cast<T>(exact::sub(1.0, hyper[kBeta1])),
+        .one_minus_beta2 = static_cast<T>(exact::sub(1.0, hyper[kBeta2])),
         .lr = static_cast<T>(hyper[kLr])};
   }
 

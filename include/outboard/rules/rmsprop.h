@@ -57,12 +57,13 @@ struct RMSprop {
   static const char* check(std::span<const double>) { return nullptr; }
 
   template <class T>
-  static Scalars<T> scalars(std::span<const double> hyper, int64_t, double gradient_scale) {
+  static OUTBOARD_HD Scalars<T> scalars(std::span<const double> hyper, int64_t,
+                                        double gradient_scale) {
     return {
         .gradient_scale = static_cast<T>(hyper[kMaximize] != 0 ? -gradient_scale : gradient_scale),
         .l2 = static_cast<T>(hyper[kWeightDecay]),
         .alpha = static_cast<T>(hyper[kAlpha]),
-        .one_minus_alpha = static_cast<T>(1.0 - hyper[kAlpha]),
+        .one_minus_alpha = static_cast<T>(exact::sub(1.0, hyper[kAlpha])),
         .epsilon = static_cast<T>(hyper[kEps]),
         .lr = static_cast<T>(hyper[kLr]),
         .momentum = static_cast<T>(hyper[kMomentum]),

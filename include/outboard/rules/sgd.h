@@ -59,13 +59,14 @@ struct SGD {
   }
 
   template <class T>
-  static Scalars<T> scalars(std::span<const double> hyper, int64_t step, double gradient_scale) {
+  static OUTBOARD_HD Scalars<T> scalars(std::span<const double> hyper, int64_t step,
+                                        double gradient_scale) {
     const Mode mode = hyper[kMomentum] == 0 ? kPlain : step <= 1 ? kFirstStep : kLaterStep;
     return {
         .gradient_scale = static_cast<T>(hyper[kMaximize] != 0 ? -gradient_scale : gradient_scale),
         .l2 = static_cast<T>(hyper[kWeightDecay]),
         .momentum = static_cast<T>(hyper[kMomentum]),
-        .one_minus_dampening = static_cast<T>(1.0 - hyper[kDampening]),
+        .one_minus_dampening = static_cast<T>(exact::sub(1.0, hyper[kDampening])),
         .minus_lr = static_cast<T>(-hyper[kLr]),
         .mode = mode,
         .nesterov = hyper[kNesterov] != 0};
