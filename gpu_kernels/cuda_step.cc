@@ -10,98 +10,54 @@
 #include <vector>
 
 #include "gpu_kernels/cuda_check.h"
+#include "gpu_kernels/cuda_table_memory.h"
 #include "gpu_kernels/launch.h"
 
 namespace outboard::gpu {
 namespace {
 
-constexpr std::string_view kWho = "StepLauncher";
+constexpr std::string_view kWho = kTableWho;
 
 /// Tables that are kept: the groups, types and formats of one optimizer's step find theirs again;
 /// or as many launches as are enqueued before the first of them has run.
 constexpr size_t kTableSlots = 8;
 constexpr size_t kHostTableSlots = 64;
 
-static_assert(std::has_unique_object_representations_v<DeviceParameter>,
+static_assert(std::has_unique_object_representations_v<DeviceParameter> &&
+                  std::has_unique_object_representations_v<DeviceNumbers>,
               "tables are compared byte by byte");
-static_assert(sizeof(DeviceParameter) % alignof(BlockWork) == 0, "the block list follows");
+static_assert(sizeof(DeviceParameter) % alignof(DeviceNumbers) == 0, "the numbers follow");
+static_assert(sizeof(DeviceNumbers) % alignof(BlockWork) == 0, "the block list follows");
 
-/// A CUDA event without timing. Destruction tolerates a runtime that is shutting down.
-class TableEvent {
- public:
-  TableEvent() = default;
-  ~TableEvent() {
-    if (event_ != nullptr) cudaEventDestroy(event_);
-  }
-  TableEvent(const TableEvent&) = delete;
-  TableEvent& operator=(const TableEvent&) = delete;
-
-  void record(cudaStream_t stream) {
-    if (event_ == nullptr) {
-      check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), kWho,
-                 "cudaEventCreateWithFlags");
-    }
-    check_cuda(cudaEventRecord(event_, stream), kWho, "cudaEventRecord");
-  }
-  /// An event that was never recorded counts as done.
-  void block_stream(cudaStream_t stream) const {
-    if (event_ == nullptr) return;
-    check_cuda(cudaStreamWaitEvent(stream, event_, 0), kWho, "cudaStreamWaitEvent");
-  }
-  void block_host() const {
-    if (event_ == nullptr) return;
-    check_cuda(cudaEventSynchronize(event_), kWho, "cudaEventSynchronize");
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
+/// What a table is made from.
+struct TableContents {
+  std::span<const DeviceParameter> parameters;
+  std::span<const DeviceNumbers> numbers;  ///< one for each parameter, or none
+  uint32_t states = 0;
+  bool has_norms = false;  ///< the table has a NormWorkspace
 };
 
-/// Device memory, and the pinned image of what is uploaded to its beginning.
-class TableMemory {
- public:
-  TableMemory() = default;
-  ~TableMemory() { release(); }
-  TableMemory(const TableMemory&) = delete;
-  TableMemory& operator=(const TableMemory&) = delete;
+template <class T>
+bool are_same(const std::vector<T>& kept, std::span<const T> wanted) {
+  return kept.size() == wanted.size() &&
+         (kept.empty() || std::memcmp(kept.data(), wanted.data(), wanted.size_bytes()) == 0);
+}
 
-  /// Grows to `uploaded` bytes and `more` behind them on the device, at least. cudaFree waits for
-  /// the kernels that read the old memory.
-  void reserve(size_t uploaded, size_t more) {
-    if (uploaded <= host_bytes_ && uploaded + more <= device_bytes_) return;
-    release();
-    const size_t host_bytes = std::max(uploaded + uploaded / 2, size_t{4096});
-    const size_t device_bytes = host_bytes + more + more / 2;
-    check_cuda(cudaMalloc(&device_, device_bytes), kWho, "cudaMalloc of a launch table");
-    check_cuda(cudaMallocHost(&host_, host_bytes), kWho, "cudaMallocHost of a launch table");
-    host_bytes_ = host_bytes;
-    device_bytes_ = device_bytes;
-  }
-  [[nodiscard]] std::byte* device() const { return static_cast<std::byte*>(device_); }
-  [[nodiscard]] std::byte* host() const { return static_cast<std::byte*>(host_); }
-
- private:
-  void release() {
-    host_bytes_ = device_bytes_ = 0;
-    if (device_ != nullptr) cudaFree(std::exchange(device_, nullptr));
-    if (host_ != nullptr) cudaFreeHost(std::exchange(host_, nullptr));
-  }
-
-  void* device_ = nullptr;
-  void* host_ = nullptr;
-  size_t host_bytes_ = 0;
-  size_t device_bytes_ = 0;
-};
-
-/// One table with the parameters it was made from.
+/// One table with what it was made from.
 struct TableSlot {
   std::vector<DeviceParameter> parameters;
-  bool has_norms = false;  ///< the table has a NormWorkspace
+  std::vector<DeviceNumbers> numbers;
+  bool has_norms = false;
   TableMemory memory;
-  DeviceTable table = {};
+  LaunchTable table = {};
   TableEvent uploaded;  ///< after the copy that reads the pinned image
   TableEvent used;      ///< after the last kernel that reads the device memory
   uint64_t last_use = 0;
+
+  [[nodiscard]] bool holds(const TableContents& contents) const {
+    return has_norms == contents.has_norms && are_same(parameters, contents.parameters) &&
+           are_same(numbers, contents.numbers);
+  }
 };
 
 bool is_aligned(const void* pointer) {
@@ -147,6 +103,19 @@ void check_parameter(const LaunchKey& key, const DeviceParameter& parameter, siz
           "has a weight or gradient that is not aligned to its own element size; align it");
 }
 
+void check_numbers(const TableContents& contents) {
+  const auto require = [](bool holds, size_t index, std::string_view what) {
+    if (!holds) fail(ErrorKind::kValue, kWho, "parameter ", index, " of the launch ", what);
+  };
+  for (size_t i = 0; i < contents.numbers.size(); ++i) {
+    const auto& [step, hyper] = contents.numbers[i];
+    require(step != nullptr && hyper != nullptr, i,
+            "has no step count or no hyper-parameters in device memory; give both");
+    require(contents.parameters[i].element_offset == 0, i,
+            "is a piece, and each launch counts its step; launch it whole");
+  }
+}
+
 }  // namespace
 
 class StepLauncher::Impl {
@@ -155,16 +124,21 @@ class StepLauncher::Impl {
       : place_(place), slots_(place == TablePlace::kHost ? kHostTableSlots : kTableSlots) {}
 
   void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
-              cudaStream_t stream) {
+              std::span<const DeviceNumbers> numbers, cudaStream_t stream) {
     check_key(key);
     const auto first = std::find_if(parameters.begin(), parameters.end(),
                                     [](const auto& parameter) { return parameter.elements > 0; });
     if (first == parameters.end()) return;
-    const uint32_t states = state_mask(*first);
+    const TableContents contents{parameters, numbers, state_mask(*first), needs_norms(key.rule)};
     for (size_t i = 0; i < parameters.size(); ++i) {
-      if (parameters[i].elements > 0) check_parameter(key, parameters[i], i, states);
+      if (parameters[i].elements > 0) check_parameter(key, parameters[i], i, contents.states);
     }
-    TableSlot& slot = table_for(parameters, states, needs_norms(key.rule), stream);
+    check_numbers(contents);
+    if (!numbers.empty() && is_capturing(stream)) {
+      rule_launcher(key.rule)(key, captured_table_for(contents), stream);
+      return;
+    }
+    TableSlot& slot = table_for(contents, stream);
     slot.last_use = ++clock_;
     // The copy may have been enqueued on another stream than this launch.
     slot.uploaded.block_stream(stream);
@@ -173,40 +147,41 @@ class StepLauncher::Impl {
   }
 
  private:
-  TableSlot& table_for(std::span<const DeviceParameter> parameters, uint32_t states, bool has_norms,
-                       cudaStream_t stream) {
+  TableSlot& table_for(const TableContents& contents, cudaStream_t stream) {
     for (TableSlot& slot : slots_) {
-      if (slot.has_norms == has_norms && slot.parameters.size() == parameters.size() &&
-          std::memcmp(slot.parameters.data(), parameters.data(), parameters.size_bytes()) == 0) {
-        return slot;
-      }
+      if (slot.holds(contents)) return slot;
     }
     TableSlot& oldest = *std::min_element(
         slots_.begin(), slots_.end(),
         [](const TableSlot& a, const TableSlot& b) { return a.last_use < b.last_use; });
-    upload(oldest, parameters, states, has_norms, stream);
+    upload(oldest, contents, stream);
     return oldest;
+  }
+
+  // Graphs read these tables whenever they are replayed, so they are never overwritten. The copy is
+  // no part of the graph: it is done before this returns.
+  const LaunchTable& captured_table_for(const TableContents& contents) {
+    for (const auto& slot : captured_) {
+      if (slot->holds(contents)) return slot->table;
+    }
+    const OutsideCapture guard;
+    auto slot = std::make_unique<TableSlot>();
+    const size_t bytes = reserve(*slot, contents);
+    copy_aside(slot->memory.device(), slot->memory.host(), bytes);
+    complete(*slot, contents, slot->memory.device());
+    return captured_.emplace_back(std::move(slot))->table;
   }
 
   // Order: the host waits until the previous copy out of the pinned image is done (it is, unless
   // kTableSlots tables were sent within one copy's time), or until the last kernel that reads the
   // image itself is; the stream waits until the last kernel that reads the device table is done;
   // only then is either overwritten.
-  void upload(TableSlot& slot, std::span<const DeviceParameter> parameters, uint32_t states,
-              bool has_norms, cudaStream_t stream) {
+  void upload(TableSlot& slot, const TableContents& contents, cudaStream_t stream) {
     slot.parameters.clear();  // whatever fails below, a half-made table is never found again
     const bool is_copied = place_ == TablePlace::kDevice;
     (is_copied ? slot.uploaded : slot.used).block_host();
     slot.used.block_stream(stream);
-    const size_t blocks = count_blocks(parameters);
-    const size_t bytes = parameters.size_bytes() + blocks * sizeof(BlockWork);
-    const size_t norms_at = round_up(bytes, alignof(RuleScalars));
-    const size_t sums = blocks * kBlockSegments;
-    const size_t norms_bytes =
-        has_norms ? parameters.size() * sizeof(RuleScalars) + 2 * sums * sizeof(float) : 0;
-    slot.memory.reserve(bytes, norms_at - bytes + norms_bytes);
-    std::memcpy(slot.memory.host(), parameters.data(), parameters.size_bytes());
-    fill_blocks(parameters, slot.memory.host() + parameters.size_bytes());
+    const size_t bytes = reserve(slot, contents);
     if (is_copied) {
       check_cuda(cudaMemcpyAsync(slot.memory.device(), slot.memory.host(), bytes,
                                  cudaMemcpyHostToDevice, stream),
@@ -214,19 +189,58 @@ class StepLauncher::Impl {
       slot.uploaded.record(stream);
     }
     // Pinned memory has the same address on the device.
-    const std::byte* const begin = is_copied ? slot.memory.device() : slot.memory.host();
-    slot.table = {.parameters = reinterpret_cast<const DeviceParameter*>(begin),
-                  .blocks = reinterpret_cast<const BlockWork*>(begin + parameters.size_bytes()),
-                  .norms = {},
-                  .block_count = static_cast<uint32_t>(blocks),
-                  .state_mask = states};
+    complete(slot, contents, is_copied ? slot.memory.device() : slot.memory.host());
+  }
+
+  // Makes room for a table and writes its image: parameters, numbers, blocks. Returns its bytes.
+  static size_t reserve(TableSlot& slot, const TableContents& contents) {
+    const auto& [parameters, numbers, states, has_norms] = contents;
+    const size_t blocks = count_blocks(parameters);
+    const size_t listed = parameters.size_bytes() + numbers.size_bytes();
+    const size_t bytes = listed + blocks * sizeof(BlockWork);
+    const size_t sums_bytes = has_norms ? 2 * blocks * kBlockSegments * sizeof(float) : 0;
+    const size_t scalars_bytes =
+        has_norms || !numbers.empty() ? parameters.size() * sizeof(RuleScalars) : 0;
+    slot.memory.reserve(bytes, scalars_at(bytes) - bytes + scalars_bytes + sums_bytes);
+    std::memcpy(slot.memory.host(), parameters.data(), parameters.size_bytes());
+    if (!numbers.empty()) {
+      std::memcpy(slot.memory.host() + parameters.size_bytes(), numbers.data(),
+                  numbers.size_bytes());
+    }
+    fill_blocks(parameters, slot.memory.host() + listed);
+    return bytes;
+  }
+
+  // Where in device memory scalars follow an image of `bytes`, and behind them sums.
+  static size_t scalars_at(size_t bytes) { return round_up(bytes, alignof(RuleScalars)); }
+
+  // The table whose image lies at `begin`.
+  static void complete(TableSlot& slot, const TableContents& contents, const std::byte* begin) {
+    const auto& [parameters, numbers, states, has_norms] = contents;
+    const size_t blocks = count_blocks(parameters);
+    const size_t listed = parameters.size_bytes() + numbers.size_bytes();
+    std::byte* const behind =
+        slot.memory.device() + scalars_at(listed + blocks * sizeof(BlockWork));
+    DeviceTable& table = slot.table.step;
+    table = {.parameters = reinterpret_cast<const DeviceParameter*>(begin),
+             .blocks = reinterpret_cast<const BlockWork*>(begin + listed),
+             .norms = {},
+             .scalars = nullptr,
+             .block_count = static_cast<uint32_t>(blocks),
+             .state_mask = states};
+    slot.table.own = {.numbers = nullptr,
+                      .parameter_count = static_cast<uint32_t>(parameters.size())};
+    if (!numbers.empty()) {
+      slot.table.own.numbers =
+          reinterpret_cast<const DeviceNumbers*>(begin + parameters.size_bytes());
+    }
+    if (has_norms || !numbers.empty()) table.scalars = reinterpret_cast<RuleScalars*>(behind);
     if (has_norms) {
-      slot.table.norms.scalars = reinterpret_cast<RuleScalars*>(slot.memory.device() + norms_at);
-      slot.table.norms.weight_sums =
-          reinterpret_cast<float*>(slot.table.norms.scalars + parameters.size());
-      slot.table.norms.update_sums = slot.table.norms.weight_sums + sums;
+      table.norms.weight_sums = reinterpret_cast<float*>(table.scalars + parameters.size());
+      table.norms.update_sums = table.norms.weight_sums + blocks * kBlockSegments;
     }
     slot.has_norms = has_norms;
+    slot.numbers.assign(numbers.begin(), numbers.end());
     slot.parameters.assign(parameters.begin(), parameters.end());
   }
 
@@ -258,6 +272,7 @@ class StepLauncher::Impl {
 
   TablePlace place_;
   std::vector<TableSlot> slots_;
+  std::vector<std::unique_ptr<TableSlot>> captured_;
   uint64_t clock_ = 0;
 };
 
@@ -266,7 +281,16 @@ StepLauncher::~StepLauncher() = default;
 
 void StepLauncher::launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
                           StreamHandle stream) {
-  impl_->launch(key, parameters, static_cast<cudaStream_t>(stream));
+  impl_->launch(key, parameters, {}, static_cast<cudaStream_t>(stream));
+}
+
+void StepLauncher::launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
+                          std::span<const DeviceNumbers> numbers, StreamHandle stream) {
+  if (numbers.size() != parameters.size()) {
+    fail(ErrorKind::kValue, kWho, numbers.size(), " entries of numbers for ", parameters.size(),
+         " parameters; give one for each");
+  }
+  impl_->launch(key, parameters, numbers, static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace outboard::gpu

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "gpu_kernels/cuda_check.h"
+#include "gpu_kernels/device_numbers.cuh"
 #include "gpu_kernels/fast_arithmetic.cuh"
 #include "gpu_kernels/launch.h"
 #include "gpu_kernels/measure.cuh"
@@ -58,9 +59,10 @@ __device__ __forceinline__ bool update_values(const typename Rule::template Scal
 }
 
 /// Updates kRun elements in this lane. `words`: the run as fetched, if kWhole; else memory for it.
-template <class Rule, class Types, class Formats, int kRun, bool kUsual, bool kWhole>
+template <class Rule, class Types, class Formats, int kRun, bool kUsual, bool kWhole, bool kOwn>
 __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
                                            const typename Rule::template Scalars<float>& scalars,
+                                           const StepCount<kOwn>& step,
                                            const DeviceParameter& parameter, Run run,
                                            RunWords<Rule, kRun, kWhole>& words) {
   using States = RuleStates<Rule>;
@@ -90,7 +92,7 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
     }
   }
 
-  device::RandomRun random{parameter.random_key, arguments.step, /*stream=*/0,
+  device::RandomRun random{parameter.random_key, step.of(arguments), /*stream=*/0,
                            parameter.element_offset + run.first};
   weight.store(types, values.weight, random, parameter.weight, parameter.master, run);
 #pragma unroll
@@ -115,39 +117,42 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
 inline constexpr int kResidentBlocks = 3;
 
 /// One block updates kBlockElements elements of one parameter, each warp 32 * kRun at a time.
-/// kUsual: compiled for the rule's common case only.
-template <class Rule, class Types, class Formats, int kRun, bool kUsual>
+/// kUsual: compiled for the rule's common case only. kOwn: each parameter has its own scalars and
+/// step, in device memory.
+template <class Rule, class Types, class Formats, int kRun, bool kUsual, bool kOwn>
 __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks)
     fused_step(const __grid_constant__ StepArguments<Rule> arguments) {
   const BlockWork work = arguments.table.blocks[blockIdx.x];
   const DeviceParameter parameter = arguments.table.parameters[work.parameter];
-  decltype(auto) scalars = scalars_of(arguments, work.parameter);
+  decltype(auto) scalars = scalars_of<Rule, kOwn>(arguments, work.parameter);
+  const StepCount<kOwn> step(arguments, work.parameter);
   const uint64_t begin = work.part * kBlockElements;
   const StateAccess<Rule, Formats> states{arguments, parameter};
   for_each_run<Rule, Types, kRun>(
       arguments, parameter, begin, begin + kBlockElements,
       [&](Run run, auto& words) { fetch_words(Types::of(arguments.types), states, run, words); },
       [&](Run run, auto& words, auto is_whole) {
-        update_run<Rule, Types, Formats, kRun, kUsual, is_whole.value>(arguments, scalars,
+        update_run<Rule, Types, Formats, kRun, kUsual, is_whole.value>(arguments, scalars, step,
                                                                        parameter, run, words);
       });
 }
 
-/// Launches the kernel for one choice of types and formats.
-template <class Rule, class Types, class Formats>
+/// Launches the kernel for one choice of types and formats. kOwn: see fused_step.
+template <class Rule, class Types, class Formats, bool kOwn = false>
 void launch_case(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   // 16 bytes a lane where every array is narrow, and runs of 8 where lanes share a block; else runs
   // of 4, so that fp32 arrays are read in whole lines by each access.
   constexpr int kRun = Formats::kHasBlocks || (Types::kAreNarrow && Formats::kAreNarrow) ? 8 : 4;
   if constexpr (NeedsNorms<Rule>) {
-    enqueue_norms<Rule, Types, Formats, kRun>(arguments, stream);
+    enqueue_norms<Rule, Types, Formats, kRun, kOwn>(arguments, stream);
   }
   const auto launch = [&](auto is_usual) {
-    fused_step<Rule, Types, Formats, kRun, is_usual.value>
+    fused_step<Rule, Types, Formats, kRun, is_usual.value, kOwn>
         <<<arguments.table.block_count, kBlockThreads, 0, stream>>>(arguments);
   };
-  // Kernels that wait for memory anyway gain nothing from fewer branches.
-  if constexpr (HasUsualCase<Rule> && Formats::kIsFixed && Formats::kHasBlocks) {
+  // Kernels that wait for memory anyway gain nothing from fewer branches; scalars that are formed
+  // on the device are not known here.
+  if constexpr (!kOwn && HasUsualCase<Rule> && Formats::kIsFixed && Formats::kHasBlocks) {
     if (Rule::is_usual(arguments.scalars)) {
       launch(std::true_type{});
     } else if constexpr (Types::kIsFixed) {
@@ -162,7 +167,7 @@ void launch_case(const StepArguments<Rule>& arguments, cudaStream_t stream) {
 }
 
 /// Launches if `Types` and `Formats` are those of the launch; returns whether it did.
-template <class Rule, class Types, class Formats>
+template <class Rule, class Types, class Formats, bool kOwn = false>
 bool launch_if(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   if (!Types::match(arguments.types)) return false;
   for (int s = 0; s < RuleStates<Rule>::kCount; ++s) {
@@ -170,7 +175,7 @@ bool launch_if(const StepArguments<Rule>& arguments, cudaStream_t stream) {
     const bool is_signed = ((RuleStates<Rule>::kSigned >> s) & 1) != 0;
     if (exists && !Formats::match(is_signed, arguments.formats[s].format)) return false;
   }
-  launch_case<Rule, Types, Formats>(arguments, stream);
+  launch_case<Rule, Types, Formats, kOwn>(arguments, stream);
   return true;
 }
 
@@ -185,10 +190,26 @@ bool launch_with_types(const StepArguments<Rule>& arguments, cudaStream_t stream
          launch_if<Rule, Types, EightBit>(arguments, stream);
 }
 
+/// Launches with scalars and steps from device memory; the formats of the classes by name have
+/// kernels of their own.
+template <class Rule>
+void launch_from_numbers(const StepArguments<Rule>& arguments, cudaStream_t stream) {
+  using Plain = FixedFormats<Format::kF32, Format::kF32>;
+  using EightBit = FixedFormats<Format::kSym8, Format::kRoot8>;
+  using FourBit = FixedFormats<Format::kNF4, Format::kRoot4>;
+  using Float8 = FixedFormats<Format::kE4M3, Format::kE4M3Root>;
+  enqueue_numbers(arguments, stream);
+  if (launch_if<Rule, AnyTypes, Plain, true>(arguments, stream)) return;
+  if (launch_if<Rule, AnyTypes, EightBit, true>(arguments, stream)) return;
+  if (launch_if<Rule, AnyTypes, FourBit, true>(arguments, stream)) return;
+  if (launch_if<Rule, AnyTypes, Float8, true>(arguments, stream)) return;
+  launch_case<Rule, AnyTypes, AnyFormats, true>(arguments, stream);
+}
+
 /// The launcher behind launch_<stem>(): the common types and formats have kernels of their own, any
 /// other combination runs through one kernel that branches, uniformly, at each load and store.
 template <class Rule>
-void launch_rule(const LaunchKey& key, const DeviceTable& table, StreamHandle stream_handle) {
+void launch_rule(const LaunchKey& key, const LaunchTable& table, StreamHandle stream_handle) {
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   uint32_t unit_elements = kTileElements;
   for (const StateFormat& format : key.formats) {
@@ -196,11 +217,16 @@ void launch_rule(const LaunchKey& key, const DeviceTable& table, StreamHandle st
   }
   const StepArguments<Rule> arguments{
       .scalars = key.scalars.as<typename Rule::template Scalars<float>>(),
-      .table = table,
+      .table = table.step,
       .types = {key.gradient_type, key.weight_type, key.master_format},
       .formats = key.formats,
       .step = key.step,
-      .unit_elements = unit_elements};
+      .unit_elements = unit_elements,
+      .own = table.own};
+  if (table.own.numbers != nullptr) {
+    launch_from_numbers(arguments, stream);
+    return;
+  }
   using Single = FixedTypes<DType::kF32, DType::kF32, MasterFormat::kWeight>;
   using Split = FixedTypes<DType::kBF16, DType::kBF16, MasterFormat::kSplit>;
   using Stochastic = FixedTypes<DType::kBF16, DType::kBF16, MasterFormat::kStochastic>;

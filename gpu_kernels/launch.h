@@ -28,9 +28,8 @@ struct BlockWork {
 
 /// Where the passes of a rule that needs norms hand on what they found; null for other rules.
 struct NormWorkspace {
-  float* weight_sums;    ///< kBlockSegments for each block of the launch
-  float* update_sums;    ///< likewise
-  RuleScalars* scalars;  ///< one for each parameter
+  float* weight_sums;  ///< kBlockSegments for each block of the launch
+  float* update_sums;  ///< likewise
 };
 
 /// A launch table in device memory.
@@ -38,13 +37,27 @@ struct DeviceTable {
   const DeviceParameter* parameters;
   const BlockWork* blocks;
   NormWorkspace norms;
+  RuleScalars* scalars;  ///< one for each parameter, formed by earlier passes; else null
   uint32_t block_count;
   uint32_t state_mask;  ///< bit s: state s exists (in every parameter alike)
 };
 
-/// Enqueues the kernel over `table` on `stream` (before it, for a rule that needs norms, those that
-/// measure). Throws Error(kDevice) when the launch fails.
-using RuleLauncher = void (*)(const LaunchKey& key, const DeviceTable& table, StreamHandle stream);
+/// The numbers of a launch's parameters.
+struct DeviceNumbersTable {
+  const DeviceNumbers* numbers;  ///< null: numbers are the launch's own
+  uint32_t parameter_count;
+};
+
+/// All that a launcher needs.
+struct LaunchTable {
+  DeviceTable step;
+  DeviceNumbersTable own;
+};
+
+/// Enqueues the kernel over `table` on `stream` (before it the one that forms scalars, where
+/// numbers lie on the device, and for a rule that needs norms those that measure). Throws
+/// Error(kDevice) when the launch fails.
+using RuleLauncher = void (*)(const LaunchKey& key, const LaunchTable& table, StreamHandle stream);
 
 /// The launcher of `rule`.
 [[nodiscard]] RuleLauncher rule_launcher(RuleId rule);
@@ -54,7 +67,7 @@ using RuleLauncher = void (*)(const LaunchKey& key, const DeviceTable& table, St
 
 // launch_<stem>(), defined in rules/<stem>.cu.
 #define OUTBOARD_RULE(type, stem) \
-  void launch_##stem(const LaunchKey& key, const DeviceTable& table, StreamHandle stream);
+  void launch_##stem(const LaunchKey& key, const LaunchTable& table, StreamHandle stream);
 #include "outboard/rules.def"
 #undef OUTBOARD_RULE
 

@@ -14,16 +14,23 @@
 
 namespace outboard::gpu {
 
-/// The scalars of one parameter of a launch: the launch's own, or those that its norms gave.
-template <class Rule>
-__device__ __forceinline__ decltype(auto) scalars_of(const StepArguments<Rule>& arguments,
-                                                     uint32_t parameter) {
-  if constexpr (NeedsNorms<Rule>) {
+/// The scalars with which one parameter of a launch is measured. kOwn: the parameter has its own.
+template <class Rule, bool kOwn>
+__device__ __forceinline__ decltype(auto) first_scalars_of(const StepArguments<Rule>& arguments,
+                                                           uint32_t parameter) {
+  if constexpr (kOwn) {
     using Scalars = typename Rule::template Scalars<float>;
-    return Scalars(*reinterpret_cast<const Scalars*>(arguments.table.norms.scalars + parameter));
+    return Scalars(*reinterpret_cast<const Scalars*>(arguments.table.scalars + parameter));
   } else {
     return (arguments.scalars);
   }
+}
+
+/// The scalars with which it is updated: norms give it its own in any case.
+template <class Rule, bool kOwn>
+__device__ __forceinline__ decltype(auto) scalars_of(const StepArguments<Rule>& arguments,
+                                                     uint32_t parameter) {
+  return first_scalars_of < Rule, kOwn || NeedsNorms < Rule >> (arguments, parameter);
 }
 
 /// Writes kRun values to shared memory, 16 bytes at a time.
@@ -40,6 +47,7 @@ __device__ __forceinline__ void put_values(const float* values, float* shared) {
 /// parameter has ended.
 template <class Rule, class Types, class Formats, int kRun, bool kWhole>
 __device__ __forceinline__ void measure_run(const StepArguments<Rule>& arguments,
+                                            const typename Rule::template Scalars<float>& scalars,
                                             const DeviceParameter& parameter, Run run,
                                             RunWords<Rule, kRun, kWhole>& words,
                                             float* shared_weight, float* shared_measured) {
@@ -55,7 +63,7 @@ __device__ __forceinline__ void measure_run(const StepArguments<Rule>& arguments
     float element[States::kSlots];
 #pragma unroll
     for (int s = 0; s < States::kSlots; ++s) element[s] = values.state[s][i];
-    measured[i] = Rule::measured(arguments.scalars, values.gradient[i], values.weight[i], element);
+    measured[i] = Rule::measured(scalars, values.gradient[i], values.weight[i], element);
     if (!kWhole && i >= run.count) values.weight[i] = measured[i] = 0;
   }
   put_values<kRun>(values.weight, shared_weight);
@@ -78,7 +86,7 @@ __device__ __forceinline__ float sum_shared(const float* values, int rows) {
 
 /// One block measures the segments of kBlockElements elements of one parameter. Runs lie across the
 /// order's 64 lanes, so values go through shared memory; two warps then sum one array each.
-template <class Rule, class Types, class Formats, int kRun>
+template <class Rule, class Types, class Formats, int kRun, bool kOwn>
 __global__ void __launch_bounds__(kBlockThreads)
     measure_norms(const __grid_constant__ StepArguments<Rule> arguments) {
   __shared__ __align__(16) float weight[kNormSegmentElements];
@@ -86,6 +94,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   constexpr uint64_t kRowElements = 2 * kWarpLanes;
   const BlockWork work = arguments.table.blocks[blockIdx.x];
   const DeviceParameter parameter = arguments.table.parameters[work.parameter];
+  decltype(auto) scalars = first_scalars_of<Rule, kOwn>(arguments, work.parameter);
   for (uint64_t segment = 0; segment < kBlockSegments; ++segment) {
     const uint64_t begin = work.part * kBlockElements + segment * kNormSegmentElements;
     if (begin >= parameter.elements) return;  // for the whole block
@@ -94,9 +103,9 @@ __global__ void __launch_bounds__(kBlockThreads)
         arguments, parameter, begin, begin + kNormSegmentElements,
         [&](Run run, auto& words) { fetch_words(Types::of(arguments.types), states, run, words); },
         [&](Run run, auto& words, auto is_whole) {
-          measure_run<Rule, Types, Formats, kRun, is_whole.value>(arguments, parameter, run, words,
-                                                                  weight + (run.first - begin),
-                                                                  measured + (run.first - begin));
+          measure_run<Rule, Types, Formats, kRun, is_whole.value>(
+              arguments, scalars, parameter, run, words, weight + (run.first - begin),
+              measured + (run.first - begin));
         });
     __syncthreads();
     // Rows that do not exist are zeros, which leave a chain of fma as it is.
@@ -130,7 +139,7 @@ __device__ __forceinline__ double add_segments(const float* sums, uint64_t segme
 
 /// The block that has a parameter's first part forms the parameter's scalars: one warp adds the
 /// weight's sums, one those of the measured values.
-template <class Rule>
+template <class Rule, bool kOwn>
 __global__ void __launch_bounds__(2 * kWarpLanes)
     apply_norms(const __grid_constant__ StepArguments<Rule> arguments) {
   const BlockWork work = arguments.table.blocks[blockIdx.x];
@@ -148,17 +157,17 @@ __global__ void __launch_bounds__(2 * kWarpLanes)
   if (threadIdx.x != 0) return;
   using Scalars = typename Rule::template Scalars<float>;
   static_assert(sizeof(Scalars) <= sizeof(RuleScalars) && alignof(Scalars) <= alignof(RuleScalars));
-  *reinterpret_cast<Scalars*>(norms.scalars + work.parameter) =
-      Rule::with_norms(arguments.scalars, totals[0], totals[1]);
+  *reinterpret_cast<Scalars*>(arguments.table.scalars + work.parameter) = Rule::with_norms(
+      Scalars(first_scalars_of<Rule, kOwn>(arguments, work.parameter)), totals[0], totals[1]);
 }
 
 /// Enqueues both passes: what follows on `stream` finds each parameter's scalars in device memory.
-template <class Rule, class Types, class Formats, int kRun>
+template <class Rule, class Types, class Formats, int kRun, bool kOwn>
 void enqueue_norms(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   const uint32_t blocks = arguments.table.block_count;
-  measure_norms<Rule, Types, Formats, kRun><<<blocks, kBlockThreads, 0, stream>>>(arguments);
+  measure_norms<Rule, Types, Formats, kRun, kOwn><<<blocks, kBlockThreads, 0, stream>>>(arguments);
   check_cuda(cudaGetLastError(), "StepLauncher", "the launch of the measuring pass");
-  apply_norms<Rule><<<blocks, 2 * kWarpLanes, 0, stream>>>(arguments);
+  apply_norms<Rule, kOwn><<<blocks, 2 * kWarpLanes, 0, stream>>>(arguments);
   check_cuda(cudaGetLastError(), "StepLauncher", "the launch of the pass that forms ratios");
 }
 

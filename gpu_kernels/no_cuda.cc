@@ -28,6 +28,11 @@ void StepLauncher::launch(const LaunchKey&, std::span<const DeviceParameter>, St
   fail_without_cuda("StepLauncher");
 }
 
+void StepLauncher::launch(const LaunchKey&, std::span<const DeviceParameter>,
+                          std::span<const DeviceNumbers>, StreamHandle) {
+  fail_without_cuda("StepLauncher");
+}
+
 void sum_of_squares(const void*, DType, size_t, float*, StreamHandle) {
   fail_without_cuda("sum_of_squares");
 }

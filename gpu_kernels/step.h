@@ -49,6 +49,13 @@ struct LaunchKey {
   friend bool operator==(const LaunchKey&, const LaunchKey&) = default;
 };
 
+/// Where a parameter finds what a step is made with, in device memory, when it cannot be said with
+/// the launch: a launch that is captured in a CUDA graph is replayed with other values.
+struct DeviceNumbers {
+  int64_t* step = nullptr;        ///< updates so far; the launch counts up first
+  const double* hyper = nullptr;  ///< the rule's hyper-parameters, in catalogue order
+};
+
 /// Where kernels read launch tables.
 enum class TablePlace {
   kDevice,  ///< copied, a few kept: a loop over the same parameters uploads nothing
@@ -57,8 +64,7 @@ enum class TablePlace {
 };
 
 /// Owns launch tables, each reused while the same parameters come back. One per optimizer and
-/// device, used while that device is current; not thread safe; launches cannot be captured in a
-/// CUDA graph.
+/// device, used while that device is current; not thread safe.
 class StepLauncher {
  public:
   explicit StepLauncher(TablePlace place = TablePlace::kDevice);
@@ -73,8 +79,17 @@ class StepLauncher {
   /// memory must stay valid until the kernel has run. Parameters of zero elements are skipped.
   /// Throws Error(kValue) for a parameter or key that breaks the rules above, Error(kDevice) when a
   /// CUDA call fails; in both cases nothing is updated.
+  /// Cannot be captured in a CUDA graph.
   void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
               StreamHandle stream);
+
+  /// The same with scalars and steps from device memory, one entry of `numbers` for each parameter;
+  /// those of `key` are not looked at, and the gradient scale is 1. The bits are those of launch().
+  /// Parameters are whole. On a stream that captures, the launch becomes part of the graph, records
+  /// and awaits no event, and its table stays as it is for the life of this object, which must
+  /// outlive the graph's last replay.
+  void launch(const LaunchKey& key, std::span<const DeviceParameter> parameters,
+              std::span<const DeviceNumbers> numbers, StreamHandle stream);
 
  private:
   class Impl;

@@ -158,6 +158,7 @@ struct StepArguments {
   std::array<StateFormat, kMaxStates> formats;
   uint32_t step;
   uint32_t unit_elements;  ///< of the longest blocks, at least a tile
+  DeviceNumbersTable own;
 };
 
 /// The state arrays of one parameter of a launch.

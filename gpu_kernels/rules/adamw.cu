@@ -2,7 +2,7 @@
 #include "gpu_kernels/fused_step.cuh"
 #include "outboard/rules/adamw.h"
 
-void outboard::gpu::launch_adamw(const LaunchKey& key, const DeviceTable& table,
+void outboard::gpu::launch_adamw(const LaunchKey& key, const LaunchTable& table,
                                  StreamHandle stream) {
   launch_rule<rules::AdamW>(key, table, stream);
 }

@@ -2,7 +2,7 @@
 #include "gpu_kernels/fused_step.cuh"
 #include "outboard/rules/ademamix.h"
 
-void outboard::gpu::launch_ademamix(const LaunchKey& key, const DeviceTable& table,
+void outboard::gpu::launch_ademamix(const LaunchKey& key, const LaunchTable& table,
                                     StreamHandle stream) {
   launch_rule<rules::AdEMAMix>(key, table, stream);
 }

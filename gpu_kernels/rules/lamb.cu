@@ -2,7 +2,7 @@
 #include "gpu_kernels/fused_step.cuh"
 #include "outboard/rules/lamb.h"
 
-void outboard::gpu::launch_lamb(const LaunchKey& key, const DeviceTable& table,
+void outboard::gpu::launch_lamb(const LaunchKey& key, const LaunchTable& table,
                                 StreamHandle stream) {
   launch_rule<rules::LAMB>(key, table, stream);
 }

@@ -22,7 +22,6 @@ namespace {
 constexpr size_t kGuardBytes = 64;
 constexpr std::byte kGuard{0xA5};
 constexpr uint64_t kSeed = 20;
-constexpr double kGradientScale = 0.7;
 
 void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess) {
@@ -198,7 +197,8 @@ void Problem::step_on_cpu(int64_t step) {
     const Layout& layout = layouts_[p];
     cpu::ParameterUpdate update;
     update.rule = combination_.rule;
-    update.scalars = rule_info(combination_.rule).scalars(combination_.hyper, step, kGradientScale);
+    update.scalars =
+        rule_info(combination_.rule).scalars(combination_.hyper, step, gradient_scale_);
     update.elements = shapes_[p].elements;
     update.gradient = &host_[layout.gradient.offset];
     update.gradient_type = combination_.gradient_type;
@@ -224,16 +224,19 @@ void Problem::step_on_cpu(int64_t step) {
   }
 }
 
-void Problem::step_on_gpu(gpu::StepLauncher& launcher, int64_t step, size_t piece_elements,
-                          gpu::StreamHandle stream) {
+gpu::LaunchKey Problem::key(int64_t step) const {
   gpu::LaunchKey key{};
   key.rule = combination_.rule;
-  key.scalars = rule_info(combination_.rule).scalars(combination_.hyper, step, kGradientScale);
+  key.scalars = rule_info(combination_.rule).scalars(combination_.hyper, step, gradient_scale_);
   key.gradient_type = combination_.gradient_type;
   key.weight_type = combination_.weight_type;
   key.master_format = combination_.master_format;
   key.step = static_cast<uint32_t>(step);
   for (size_t s = 0; s < kMaxStates; ++s) key.formats[s] = format(s);
+  return key;
+}
+
+std::vector<gpu::DeviceParameter> Problem::pieces(size_t piece_elements) const {
   std::vector<gpu::DeviceParameter> pieces;
   for (size_t p = 0; p < shapes_.size(); ++p) {
     const Layout& layout = layouts_[p];
@@ -244,9 +247,11 @@ void Problem::step_on_gpu(gpu::StepLauncher& launcher, int64_t step, size_t piec
       const auto at = [&](const Array& array, size_t element_bytes) {
         return device_->data() + array.offset + first * element_bytes;
       };
-      piece.gradient = at(layout.gradient, bytes_of(key.gradient_type));
-      piece.weight = at(layout.weight, bytes_of(key.weight_type));
-      if (layout.master.bytes > 0) piece.master = at(layout.master, bytes_of(key.master_format));
+      piece.gradient = at(layout.gradient, bytes_of(combination_.gradient_type));
+      piece.weight = at(layout.weight, bytes_of(combination_.weight_type));
+      if (layout.master.bytes > 0) {
+        piece.master = at(layout.master, bytes_of(combination_.master_format));
+      }
       for (size_t s = 0; s < kMaxStates; ++s) {
         if (!has_state(s)) continue;
         const StateFormat info = format(s);
@@ -263,7 +268,18 @@ void Problem::step_on_gpu(gpu::StepLauncher& launcher, int64_t step, size_t piec
       pieces.push_back(piece);
     }
   }
-  launcher.launch(key, pieces, stream);
+  return pieces;
+}
+
+void Problem::step_on_gpu(gpu::StepLauncher& launcher, int64_t step, size_t piece_elements,
+                          gpu::StreamHandle stream) {
+  launcher.launch(key(step), pieces(piece_elements), stream);
+}
+
+void Problem::step_on_gpu(gpu::StepLauncher& launcher,
+                          const std::vector<gpu::DeviceNumbers>& numbers,
+                          gpu::StreamHandle stream) {
+  launcher.launch(key(1), pieces(0), numbers, stream);
 }
 
 std::string Problem::difference() const {

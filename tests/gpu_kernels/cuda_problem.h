@@ -71,6 +71,16 @@ class Problem {
   void step_on_gpu(gpu::StepLauncher& launcher, int64_t step, size_t piece_elements = 0,
                    gpu::StreamHandle stream = nullptr);
 
+  /// The same with numbers from device memory, one entry for each parameter. Gradients are not
+  /// scaled then: give use_gradient_scale(1) for the CPU.
+  void step_on_gpu(gpu::StepLauncher& launcher, const std::vector<gpu::DeviceNumbers>& numbers,
+                   gpu::StreamHandle stream);
+
+  void use_gradient_scale(double scale) { gradient_scale_ = scale; }
+
+  /// Goes on with other hyper-parameters that have the same states.
+  void use_hyper(std::vector<double> hyper) { combination_.hyper = std::move(hyper); }
+
   /// Goes on with another rule, which has the same states.
   void use_rule(RuleId rule, std::vector<double> hyper) {
     combination_.rule = rule;
@@ -100,11 +110,14 @@ class Problem {
   void fill_state(const Array& codes, const Array& scales, size_t state, size_t elements,
                   uint64_t seed);
   void write(DType type, size_t offset, float value);
+  [[nodiscard]] gpu::LaunchKey key(int64_t step) const;
+  [[nodiscard]] std::vector<gpu::DeviceParameter> pieces(size_t piece_elements) const;
   [[nodiscard]] bool has_state(size_t state) const;
   [[nodiscard]] StateFormat format(size_t state) const;
   [[nodiscard]] std::string where(size_t offset) const;
 
   Combination combination_;
+  double gradient_scale_ = 0.7;
   std::vector<Shape> shapes_;
   std::vector<Layout> layouts_;
   std::vector<std::byte> host_;
