@@ -28,14 +28,16 @@ void wait_on(cudaStream_t stream, const EventPtr& event) {
   check_cuda(cudaStreamWaitEvent(stream, as_cuda(*event).get(), 0), "cudaStreamWaitEvent");
 }
 
+bool has_device_numbers(const ResidentUpdate& update) { return update.device_step != nullptr; }
+
 gpu::LaunchKey key_of(const ResidentUpdate& update) {
   return {.rule = update.rule,
-          .scalars = update.scalars,
+          .scalars = has_device_numbers(update) ? RuleScalars() : update.scalars,
           .gradient_type = update.type,
           .weight_type = update.type,
           .master_format = update.master_format,
           .formats = update.formats,
-          .step = update.step};
+          .step = has_device_numbers(update) ? 0 : update.step};
 }
 
 gpu::DeviceParameter parameter_of(const ResidentUpdate& update) {
@@ -52,6 +54,7 @@ gpu::DeviceParameter parameter_of(const ResidentUpdate& update) {
 struct Launch {
   gpu::LaunchKey key;
   std::vector<gpu::DeviceParameter> parameters;
+  std::vector<gpu::DeviceNumbers> numbers = {};  // one for each parameter, or none
 };
 
 // Groups are few (parameter groups x formats), parameters may be thousands; groups keep the order
@@ -61,10 +64,14 @@ std::vector<Launch> group(std::span<const ResidentUpdate> updates) {
   for (const ResidentUpdate& update : updates) {
     if (update.elements == 0) continue;
     const gpu::LaunchKey key = key_of(update);
-    auto launch = std::find_if(launches.begin(), launches.end(),
-                               [&](const Launch& other) { return other.key == key; });
+    auto launch = std::find_if(launches.begin(), launches.end(), [&](const Launch& other) {
+      return other.key == key && other.numbers.empty() != has_device_numbers(update);
+    });
     if (launch == launches.end()) launch = launches.insert(launches.end(), Launch{key, {}});
     launch->parameters.push_back(parameter_of(update));
+    if (has_device_numbers(update)) {
+      launch->numbers.push_back({.step = update.device_step, .hyper = update.device_hyper});
+    }
   }
   return launches;
 }
@@ -166,8 +173,19 @@ void CudaDevice::update_resident(ComputeStream stream, std::span<const ResidentU
   const DeviceGuard guard(*context_);
   gpu::StepLauncher& launcher = launcher_of(stream);
   for (const Launch& launch : group(updates)) {
-    launcher.launch(launch.key, launch.parameters, stream);
+    if (launch.numbers.empty()) {
+      launcher.launch(launch.key, launch.parameters, stream);
+    } else {
+      launcher.launch(launch.key, launch.parameters, launch.numbers, stream);
+    }
   }
+}
+
+bool CudaDevice::is_capturing(ComputeStream stream) const {
+  const DeviceGuard guard(*context_);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(as_cuda(stream), &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
 }
 
 gpu::StepLauncher& CudaDevice::launcher_of(ComputeStream stream) {

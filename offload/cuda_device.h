@@ -62,6 +62,7 @@ class CudaDevice final : public Device {
   void sum_of_squares(ComputeStream stream, const void* gradient, DType type, size_t elements,
                       float* device_sums) override;
   void update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) override;
+  [[nodiscard]] bool is_capturing(ComputeStream stream) const override;
   [[nodiscard]] ComputeStream make_stream() override;
   void copy_on_device(ComputeStream stream, void* target, const void* source,
                       size_t bytes) override;

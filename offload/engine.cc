@@ -113,6 +113,15 @@ bool Engine::begin_step(const StepRequest& request, ComputeStream stream) {
 
 void Engine::finish_step(ComputeStream stream) { impl_->pipeline.finish_step(stream); }
 
+void Engine::enqueue_step(const StepRequest& request, const DeviceNumbers& numbers,
+                          ComputeStream stream) {
+  impl_->pipeline.enqueue_step(request, numbers, stream);
+}
+
+bool Engine::is_capturing(ComputeStream stream) const {
+  return impl_->device != nullptr && impl_->device->is_capturing(stream);
+}
+
 void Engine::wait_weights(std::span<const size_t> parameters, ComputeStream stream) {
   impl_->pipeline.wait_weights(parameters, stream);
 }

@@ -53,6 +53,7 @@ class Pipeline {
   void announce(const StepRequest& request, ComputeStream stream);
   bool begin_step(const StepRequest& request, ComputeStream stream);
   void finish_step(ComputeStream stream);
+  void enqueue_step(const StepRequest& request, const DeviceNumbers& numbers, ComputeStream stream);
   double gradient_norm(const StepRequest& request, ComputeStream stream);
 
   void wait_weights(std::span<const size_t> parameters, ComputeStream stream);
@@ -131,6 +132,8 @@ class Pipeline {
   [[nodiscard]] static ResidentUpdate resident_update(const Parameter& parameter,
                                                       const RuleScalars& scalars, int64_t step);
   void update_resident(const StepRequest& request, ComputeStream stream);
+  void check_enqueued(const StepRequest& request, const DeviceNumbers& numbers,
+                      bool is_captured) const;
   [[nodiscard]] std::vector<size_t> in_order_of_coming() const;
   [[nodiscard]] EventPtr poison_weights(ComputeStream stream);
   [[nodiscard]] bool is_waited_for_at_step() const;

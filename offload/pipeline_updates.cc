@@ -4,8 +4,26 @@
 #include <cstddef>
 
 #include "offload/pipeline.h"
+#include "outboard/error.h"
 
 namespace outboard {
+
+namespace {
+
+constexpr std::string_view kWho = "Engine";
+
+// Whether every state exists that `hyper` asks for.
+bool has_states(const Parameter& parameter, std::span<const double> hyper) {
+  const auto states = rule_info(*parameter.spec.rule).states;
+  for (size_t i = 0; i < states.size() && parameter.spec.elements > 0; ++i) {
+    const bool is_needed =
+        states[i].needed_by < 0 || hyper[static_cast<size_t>(states[i].needed_by)] != 0;
+    if (is_needed && parameter.states[i].codes == nullptr) return false;
+  }
+  return true;
+}
+
+}  // namespace
 
 RuleScalars Pipeline::scalars(const Parameter& parameter, const StepRequest& request, int64_t step,
                               double gradient_scale) const {
@@ -158,14 +176,87 @@ ResidentUpdate Pipeline::resident_update(const Parameter& parameter, const RuleS
 
 void Pipeline::update_resident(const StepRequest& request, ComputeStream stream) {
   std::vector<ResidentUpdate> updates;
+  // Parameters of one group nearly always share their scalars.
+  const Parameter* last = nullptr;
+  RuleScalars shared;
   for (const size_t index : active_) {
     const Parameter& parameter = *parameters_[index];
     if (parameter.has_host_state() || !parameter.spec.rule) continue;
-    updates.push_back(resident_update(
-        parameter, scalars(parameter, request, parameter.step, decision_.gradient_scale),
-        parameter.step));
+    const bool is_as_last = last != nullptr && last->step == parameter.step &&
+                            last->spec.rule == parameter.spec.rule &&
+                            group_of(request, last->index) == group_of(request, index);
+    if (!is_as_last) {
+      shared = scalars(parameter, request, parameter.step, decision_.gradient_scale);
+    }
+    last = &parameter;
+    updates.push_back(resident_update(parameter, shared, parameter.step));
   }
   if (!updates.empty()) device_->update_resident(stream, updates);
+}
+
+void Pipeline::check_enqueued(const StepRequest& request, const DeviceNumbers& numbers,
+                              bool is_captured) const {
+  if (request.max_gradient_norm != 0 || request.loss_scale != nullptr ||
+      request.found_inf != nullptr) {
+    fail(ErrorKind::kValue, kWho,
+         "a step with numbers on the device has neither a norm nor a loss ",
+         "scale; clip and unscale the gradients before it, or take it with begin_step()");
+  }
+  for (const size_t index : active_) {
+    const Parameter& parameter = *parameters_[index];
+    const size_t group = group_of(request, index);
+    if (parameter.has_host_state() || !parameter.spec.rule) {
+      fail(ErrorKind::kValue, kWho, parameter.spec.name,
+           " is not resident or has no rule, and the ",
+           "step has its numbers on the device; use Placement::kResident, or begin_step()");
+    }
+    if (group >= numbers.hyper.size() || numbers.hyper[group] == nullptr ||
+        index >= numbers.steps.size() || numbers.steps[index] == nullptr) {
+      fail(ErrorKind::kValue, kWho, "there are no hyper-parameters or no step count in device ",
+           "memory for ", parameter.spec.name, " of group ", group, "; give both");
+    }
+    if (is_captured && !has_states(parameter, request.hyper[group])) {
+      fail(ErrorKind::kState, kWho, parameter.spec.name,
+           " lacks a state that its hyper-parameters ",
+           "ask for, and nothing can be allocated while a graph is captured; take a step before ",
+           "the capture");
+    }
+  }
+}
+
+void Pipeline::enqueue_step(const StepRequest& request, const DeviceNumbers& numbers,
+                            ComputeStream stream) {
+  check_usable();
+  if (is_in_step_) {
+    fail(ErrorKind::kState, kWho, "enqueue_step was called between begin_step and finish_step; ",
+         "call finish_step first");
+  }
+  note_active();
+  check(request);
+  const bool is_captured = device_ != nullptr && device_->is_capturing(stream);
+  check_enqueued(request, numbers, is_captured);
+  std::vector<ResidentUpdate> updates;
+  for (const size_t index : active_) {
+    Parameter& parameter = *parameters_[index];
+    const size_t group = group_of(request, index);
+    if (!has_states(parameter, request.hyper[group])) {
+      store_.ensure_states(parameter, request.hyper[group]);
+    }
+    ResidentUpdate update = resident_update(parameter, {}, 0);
+    update.device_step = numbers.steps[index];
+    update.device_hyper = numbers.hyper[group];
+    updates.push_back(update);
+  }
+  try {
+    if (!updates.empty()) device_->update_resident(stream, updates);
+  } catch (const std::exception& error) {
+    if (!is_captured) mark_unusable(error);  // what was captured did not run
+    end_step();
+    throw;
+  }
+  for (const size_t index : active_) parameters_[index]->keeps_loaded_master = false;
+  ++stats_.steps;
+  end_step();
 }
 
 }  // namespace outboard

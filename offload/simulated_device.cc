@@ -151,6 +151,15 @@ void run_piece(cpu::ParameterUpdate update, size_t first) {
   cpu::ResolvedUpdate(update).run(first, update.elements);
 }
 
+// Scalars and step of an update, formed from what device memory holds when its turn has come.
+cpu::ParameterUpdate with_device_numbers(cpu::ParameterUpdate update, int64_t* step,
+                                         const double* hyper) {
+  const RuleInfo& rule = rule_info(update.rule);
+  update.step = static_cast<uint32_t>(++*step);
+  update.scalars = rule.scalars({hyper, rule.hyper_parameters.size()}, *step, 1.0);
+  return update;
+}
+
 class Fake final : public SimulatedDevice {
  public:
   explicit Fake(const SimulatedDeviceOptions& options)
@@ -206,8 +215,9 @@ class Fake final : public SimulatedDevice {
   void update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) override {
     for (const ResidentUpdate& update : updates) {
       if (update.elements == 0) continue;
-      submit(stream, [parameter = update_of(update), first = update.element_offset] {
-        run_piece(parameter, first);
+      submit(stream, [parameter = update_of(update), first = update.element_offset,
+                      step = update.device_step, hyper = update.device_hyper] {
+        run_piece(step == nullptr ? parameter : with_device_numbers(parameter, step, hyper), first);
       });
     }
   }

@@ -65,6 +65,12 @@ struct ResidentUpdate {
   std::array<void*, kMaxStates> codes = {};
   std::array<float*, kMaxStates> scales = {};
   std::array<StateFormat, kMaxStates> formats = {};
+  /// Not null: `scalars` and `step` are not looked at. The update counts up `*device_step` and
+  /// forms the scalars from that step and the hyper-parameters at `device_hyper`, in catalogue
+  /// order, both in device memory, with a gradient scale of 1, when it runs. The parameter is
+  /// whole.
+  int64_t* device_step = nullptr;
+  const double* device_hyper = nullptr;
 };
 
 /// One device. Thread safe unless a method says otherwise; every method may throw Error(kDevice).
@@ -87,8 +93,12 @@ class Device {
   virtual void sum_of_squares(ComputeStream stream, const void* gradient, DType type,
                               size_t elements, float* device_sums) = 0;
   /// Enqueues on `stream` the updates: one launch for all that share rule, formats, types and
-  /// scalars. Of each stream, one thread at a time.
+  /// scalars. Of each stream, one thread at a time. Updates with numbers in device memory may be
+  /// captured in a CUDA graph, of which the device must outlive the last replay.
   virtual void update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) = 0;
+
+  /// Whether what `stream` is given becomes part of a CUDA graph instead of running.
+  [[nodiscard]] virtual bool is_capturing(ComputeStream /*stream*/) const { return false; }
 
   /// A stream for kernels, beside the caller's own. Streams live as long as the device.
   [[nodiscard]] virtual ComputeStream make_stream() = 0;

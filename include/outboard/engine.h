@@ -86,6 +86,13 @@ struct StepRequest {
   Memory scalars_memory = Memory::kDevice;  ///< where the two above lie
 };
 
+/// Where a step that can be captured in a CUDA graph finds its numbers when it runs: in device
+/// memory, which stays where it is while the graph may be replayed.
+struct DeviceNumbers {
+  std::vector<const double*> hyper = {};  ///< per group, in the rule's catalogue order
+  std::vector<int64_t*> steps = {};       ///< per parameter: updates so far
+};
+
 /// What an engine holds of one parameter. Pointers are live and owned by the engine (weight: by the
 /// caller); read or write them only after synchronize().
 struct ParameterView {
@@ -150,6 +157,16 @@ class Engine {
   /// reads a weight then calls wait_weights(). Does not synchronise the device. Rethrows what the
   /// lanes threw; whether the engine is usable then is is_usable().
   void finish_step(ComputeStream stream);
+
+  /// begin_step() and finish_step() in one, for parameters that are all resident: enqueues kernels
+  /// that count up `numbers.steps` and read `numbers.hyper`, and nothing else; no thread, event or
+  /// memory takes part. So it may be captured in a CUDA graph, which the engine must outlive. Of
+  /// `request` the hyper-parameters only say which states exist, and there is no norm and no scale.
+  /// Afterwards view().step is behind: load_step() puts it right. Throws Error(kValue) for requests
+  /// and parameters that this is not for, Error(kState) where a capture would have to allocate.
+  void enqueue_step(const StepRequest& request, const DeviceNumbers& numbers, ComputeStream stream);
+  /// Whether what `stream` is given becomes part of a CUDA graph instead of running.
+  [[nodiscard]] bool is_capturing(ComputeStream stream) const;
 
   /// Makes `stream` wait until the weights of `parameters` are current; blocks until the copies
   /// that it has to wait for are enqueued. From any thread. Rethrows what the lanes threw.

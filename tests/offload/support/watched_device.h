@@ -144,6 +144,7 @@ class WatchedDevice final : public Device {
     (*watcher_)(Call::kUpdateResident, nullptr);
     inner_->update_resident(stream, updates);
   }
+  [[nodiscard]] bool is_capturing(ComputeStream) const override { return captures; }
   [[nodiscard]] ComputeStream make_stream() override { return inner_->make_stream(); }
   void copy_on_device(ComputeStream stream, void* target, const void* source,
                       size_t bytes) override {
@@ -171,6 +172,9 @@ class WatchedDevice final : public Device {
   }
   /// No copy that was enqueued so far touches memory any more.
   [[nodiscard]] bool is_idle() const { return copies_->are_done(); }
+
+  /// What is_capturing() answers; updates run all the same.
+  bool captures = false;
 
  private:
   std::shared_ptr<Copies> copies_ = std::make_shared<Copies>();
