@@ -59,6 +59,18 @@ Schedule schedule_named(const std::string& name) {
        "\"; give \"at_step\", \"next_forward\" or \"in_backward\"");
 }
 
+// `places`: group and index of each value.
+std::vector<HyperTensor> hyper_tensors(const std::vector<int64_t>& places,
+                                       const std::vector<at::Tensor>& values) {
+  std::vector<HyperTensor> result;
+  for (size_t i = 0; i < values.size(); ++i) {
+    result.push_back({.group = static_cast<size_t>(places.at(2 * i)),
+                      .index = static_cast<size_t>(places.at(2 * i + 1)),
+                      .value = values[i]});
+  }
+  return result;
+}
+
 class TensorEngineHolder : public torch::CustomClassHolder {
  public:
   TensorEngineHolder(bool offload_gradients, bool skip_nonfinite, int64_t threads, bool pin_memory,
@@ -107,6 +119,24 @@ class TensorEngineHolder : public torch::CustomClassHolder {
       return engine_->begin_step(std::move(hyper), {group_of.begin(), group_of.end()},
                                  max_grad_norm, grad_scale.value_or(at::Tensor()),
                                  found_inf.value_or(at::Tensor()));
+    });
+  }
+
+  void make_capturable() {
+    translated([&] { engine_->make_capturable(); });
+  }
+  void enqueue_step(std::vector<std::vector<double>> hyper, const std::vector<int64_t>& group_of,
+                    const std::vector<int64_t>& places, const std::vector<at::Tensor>& values) {
+    translated([&] {
+      engine_->enqueue_step(std::move(hyper), {group_of.begin(), group_of.end()},
+                            hyper_tensors(places, values));
+    });
+  }
+  void update_hyper(std::vector<std::vector<double>> hyper, const std::vector<int64_t>& group_of,
+                    const std::vector<int64_t>& places, const std::vector<at::Tensor>& values) {
+    translated([&] {
+      engine_->update_hyper(std::move(hyper), {group_of.begin(), group_of.end()},
+                            hyper_tensors(places, values));
     });
   }
 
@@ -323,6 +353,9 @@ TORCH_LIBRARY(outboard, m) {
                        const std::vector<int64_t>&>())
       .def("add_parameters", &Holder::add_parameters)
       .def("begin_step", &Holder::begin_step)
+      .def("make_capturable", &Holder::make_capturable)
+      .def("enqueue_step", &Holder::enqueue_step)
+      .def("update_hyper", &Holder::update_hyper)
       .def("finish_step", &Holder::finish_step)
       .def("active", &Holder::active)
       .def("host_gradient", &Holder::host_gradient)

@@ -241,6 +241,10 @@ torch::Tensor CPUOffloadOptimizer::step(LossClosure closure) {
     loss = closure();
   }
   const std::vector<uint32_t> group_of = impl_->update_groups(param_groups_);
+  if (impl_->is_capturable) {
+    impl_->engine.enqueue_step(impl_->hyper_of_groups(param_groups_), group_of, {});
+    return loss;
+  }
   const bool is_taken = impl_->engine.begin_step(impl_->hyper_of_groups(param_groups_), group_of,
                                                  impl_->max_norm(), {}, {});
   impl_->clip_once = 0;
@@ -255,6 +259,25 @@ torch::Tensor CPUOffloadOptimizer::step(LossClosure closure) {
   impl_->engine.finish_step();
   impl_->warn();
   return loss;
+}
+
+void CPUOffloadOptimizer::make_capturable() {
+  if (impl_->options.max_gradient_norm > 0 || impl_->options.skip_nonfinite) {
+    fail(ErrorKind::kValue, kWho, "capturable steps cannot have max_gradient_norm (",
+         impl_->options.max_gradient_norm, ") or skip_nonfinite (", impl_->options.skip_nonfinite,
+         "), about which the host decides; leave them off");
+  }
+  impl_->engine.make_capturable();
+  impl_->is_capturable = true;
+}
+
+void CPUOffloadOptimizer::send_hyperparameters() {
+  if (!impl_->is_capturable) {
+    fail(ErrorKind::kState, kWho, "update_hyperparameters() is for capturable optimizers; ",
+         "without it step() reads the groups");
+  }
+  const std::vector<uint32_t> group_of = impl_->update_groups(param_groups_);
+  impl_->engine.update_hyper(impl_->hyper_of_groups(param_groups_), group_of, {});
 }
 
 void CPUOffloadOptimizer::before_forward(const std::vector<torch::Tensor>& parameters) {
@@ -280,6 +303,11 @@ void CPUOffloadOptimizer::zero_grad(bool set_to_none) {
 double CPUOffloadOptimizer::clip_grad_norm_(double max_norm) {
   if (!(max_norm > 0)) {
     fail(ErrorKind::kValue, kWho, "max_norm is ", max_norm, "; give a positive number");
+  }
+  if (impl_->is_capturable) {
+    fail(ErrorKind::kState, kWho,
+         "clip_grad_norm_ needs the host, and this optimizer is capturable; ",
+         "use torch::nn::utils::clip_grad_norm_ in the graph");
   }
   const double norm = impl_->engine.gradient_norm({});
   impl_->clip_once = impl_->clip_once > 0 ? std::min(max_norm, impl_->clip_once) : max_norm;

@@ -54,6 +54,7 @@ struct CPUOffloadOptimizer::Impl {
   std::vector<size_t> group_sizes;           // of the groups that the engine has
   double clip_once = 0;
   int accumulating = 0;
+  bool is_capturable = false;
 
  private:
   void check_saved(const Snapshot& saved, const ParamGroups& groups) const;

@@ -126,7 +126,10 @@ ParameterSpec TensorEngine::spec_of(const TensorGroup& group, size_t i) const {
 size_t TensorEngine::add_parameters(const TensorGroup& group) {
   if (!engine_) start_engine(group);
   std::vector<ParameterSpec> specs;
-  for (size_t i = 0; i < group.tensors.size(); ++i) specs.push_back(spec_of(group, i));
+  for (size_t i = 0; i < group.tensors.size(); ++i) {
+    specs.push_back(spec_of(group, i));
+    if (is_capturable_) check_capturable(specs.back(), group.tensors[i]);
+  }
   const size_t first = engine_->add_parameters(std::move(specs), stream());
   for (size_t i = 0; i < group.tensors.size(); ++i) {
     const at::Tensor& tensor = group.tensors[i];
@@ -136,6 +139,7 @@ size_t TensorEngine::add_parameters(const TensorGroup& group) {
                       .weight_version = tensor._version(),
                       .is_streamed = placement(first + i) == "streamed"});
   }
+  if (is_capturable_) start_capturable();
   refresh_hooks();
   return first;
 }
@@ -252,13 +256,17 @@ void TensorEngine::send_pending(bool looks_at_values) {
   }
 }
 
+bool TensorEngine::has_changed(const Slot& slot) const {
+  return slot.tensor.data_ptr() != slot.weight || slot.tensor._version() != slot.weight_version;
+}
+
 void TensorEngine::notice_changed_weights() {
   std::vector<size_t> changed;
   for (size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     const at::Tensor& tensor = slot.tensor;
+    if (!has_changed(slot)) continue;
     const bool has_moved = tensor.data_ptr() != slot.weight;
-    if (!has_moved && tensor._version() == slot.weight_version) continue;
     const ParameterSpec& spec = *engine_->view(i).spec;
     const bool is_same_kind =
         static_cast<size_t>(tensor.numel()) == spec.elements &&
@@ -372,6 +380,7 @@ void TensorEngine::synchronize() {
   if (!engine_) return;
   rethrow_hook_failure();
   engine_->synchronize();
+  note_steps();
 }
 
 at::Tensor TensorEngine::host_gradient(size_t parameter) {

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "offload/torch/capturable_numbers.h"
 #include "offload/torch/packed_state.h"
 #include "offload/torch/tensor_types.h"
 #include "outboard/engine.h"
@@ -63,6 +64,20 @@ class TensorEngine {
   /// See Engine::finish_step; bumps the versions of the weights that changed.
   void finish_step();
   [[nodiscard]] std::vector<size_t> active_parameters() const;
+
+  /// From now on steps can be captured in CUDA graphs, and are taken with enqueue_step(): every
+  /// parameter is resident on the device, numbers lie there too, and there is neither a norm nor a
+  /// loss scale. Call it before a first step. Throws Error(kValue) for other parameters, here or
+  /// when they are added.
+  void make_capturable();
+  /// A step of what make_capturable() made, captured or not; see Engine::enqueue_step. Places that
+  /// `tensors` name in `hyper` are not looked at.
+  void enqueue_step(std::vector<std::vector<double>> hyper, std::vector<uint32_t> group_of,
+                    std::span<const HyperTensor> tensors);
+  /// Enqueues what replays need to know: hyper-parameters that changed since they were last sent,
+  /// and weights that were written to. Not while a graph is captured.
+  void update_hyper(std::vector<std::vector<double>> hyper, std::vector<uint32_t> group_of,
+                    std::span<const HyperTensor> tensors);
 
   /// See Engine: what a forward and whoever reads weights call where the schedule is not kAtStep.
   /// `parameters` empty: all.
@@ -139,6 +154,15 @@ class TensorEngine {
   };
 
   void start_engine(const TensorGroup& group);
+  static void check_capturable(const ParameterSpec& spec, const at::Tensor& tensor);
+  void start_capturable();
+  void send_hyper(std::vector<std::vector<double>>& hyper, std::span<const HyperTensor> tensors);
+  void fill_places(std::vector<std::vector<double>>& hyper, const std::vector<uint32_t>& group_of,
+                   std::span<const HyperTensor> tensors) const;
+  void check_same_states(const std::vector<std::vector<double>>& hyper,
+                         const std::vector<uint32_t>& group_of) const;
+  void note_steps();
+  void set_step(size_t parameter, int64_t step, bool has_master);
   [[nodiscard]] ParameterSpec spec_of(const TensorGroup& group, size_t i) const;
   void on_gradient(size_t parameter);
   void send(size_t parameter, const at::Tensor& gradient, bool is_revision);
@@ -146,6 +170,7 @@ class TensorEngine {
   void send_pending(bool looks_at_values);
   [[nodiscard]] static at::Tensor same_order(const Slot& slot, const at::Tensor& gradient);
   void check_gradient(const Slot& slot, const at::Tensor& gradient) const;
+  [[nodiscard]] bool has_changed(const Slot& slot) const;
   void notice_changed_weights();
   void rethrow_hook_failure();
   [[nodiscard]] bool is_offloaded(const Slot& slot) const;
@@ -165,6 +190,10 @@ class TensorEngine {
   std::optional<at::Device> device_;  // of the offloaded and resident parameters
   std::shared_ptr<Engine> engine_;    // views of state keep it alive
   std::vector<Slot> slots_;
+  bool is_capturable_ = false;
+  std::optional<CapturableNumbers> numbers_;     // with the first parameters, if capturable
+  std::vector<std::vector<double>> last_hyper_;  // of capturable steps
+  bool has_captured_ = false;                    // graphs hold addresses of states
   std::atomic<bool> is_accumulating_ = false;
   std::atomic<int> accumulation_steps_ = 0;
   int64_t resent_gradients_ = 0;

@@ -235,7 +235,7 @@ void TensorEngine::load_state(size_t parameter, const TensorMap& state) {
   const at::Tensor* master = find(state, kMaster);
   const bool has_master = master != nullptr && view.master != nullptr;
   if (has_master) write_master(parameter, *master);
-  engine_->load_step(parameter, step, has_master);
+  set_step(parameter, step, has_master);
 }
 
 void TensorEngine::load_states(const std::vector<size_t>& parameters,
@@ -264,7 +264,7 @@ void TensorEngine::reset_state(size_t parameter) {
     bytes_of(parameter, view.states[i].codes, format.code_bytes(view.spec->elements)).zero_();
     bytes_of(parameter, view.states[i].scales, scales * sizeof(float)).zero_();
   }
-  engine_->load_step(parameter, 0, false);
+  set_step(parameter, 0, false);
 }
 
 void TensorEngine::convert_states(const std::vector<size_t>& parameters,
@@ -279,7 +279,12 @@ void TensorEngine::convert_states(const std::vector<size_t>& parameters,
                                             min_quantized_elements)
                                : spec.formats);
   }
-  if (!parameters.empty()) engine_->synchronize();
+  if (has_captured_ && !parameters.empty()) {
+    fail(ErrorKind::kState, kWho,
+         "captured graphs hold the states as they are; convert them before ",
+         "the capture, or load the state dict into a new optimizer");
+  }
+  if (!parameters.empty()) synchronize();
   for (size_t i = 0; i < parameters.size(); ++i) {
     const size_t parameter = parameters[i];
     const ParameterView view = engine_->view(parameter);

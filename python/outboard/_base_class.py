@@ -40,7 +40,13 @@ WHOLE_MODEL = {
 class BaseClass:
     """The base optimizer class with its options. Immutable; no parameters."""
 
-    def __init__(self, cls: type, options: Mapping[str, Any], own_options: list[str]):
+    def __init__(
+        self,
+        cls: type,
+        options: Mapping[str, Any],
+        own_options: list[str],
+        capturable: bool = False,
+    ):
         if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
             raise TypeError(
                 f"[{WHO}] optimizer_class is {cls!r}; give a subclass of torch.optim.Optimizer "
@@ -52,6 +58,7 @@ class BaseClass:
                 "use torch.optim.AdamW"
             )
         self.cls = cls
+        self.capturable = capturable
         self.name = f"{cls.__module__}.{cls.__qualname__}"
         self.options = dict(options)
         self.is_native = NATIVE.get(cls) in torch.ops.outboard.rules()
@@ -72,10 +79,17 @@ class BaseClass:
         """Raises ValueError for options that would be ignored. foreach and fused choose among
         torch's implementations of one formula, so they are accepted and mean nothing here."""
         for flag in ("capturable", "differentiable"):
-            if group.get(flag):
+            if flag == "capturable" and self.capturable:
+                if not group.get(flag, True):
+                    raise ValueError(
+                        f"[{WHO}] a group has capturable=False in an optimizer with "
+                        "capturable=True; give it to neither or to the whole optimizer"
+                    )
+            elif group.get(flag):
                 raise ValueError(
                     f"[{WHO}] {self.cls.__name__} with {flag}=True cannot be honoured: the update "
-                    f"runs outside of torch's graphs; leave {flag} False"
+                    f"runs outside of torch's graphs; leave {flag} False (capturable=True is an "
+                    "option of LowBitOptimizer as a whole)"
                 )
 
     def check_values(self, group: Mapping[str, Any]) -> None:

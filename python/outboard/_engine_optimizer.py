@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import hyper
+from . import _capturable, hyper
 from ._amp import ScalerBridge, scaling_of
 from ._base_class import BaseClass
 from ._formats import matching
@@ -109,8 +109,9 @@ class EngineOptimizer(StateDicts):
         self._registry.add(first, parameters, list(names), rule, formats)
         self._mark_stale()
 
-    @staticmethod
-    def _values(group: dict[str, Any], rule: str) -> list[float]:
+    def _values(self, group: dict[str, Any], rule: str) -> list[float]:
+        if self._options.capturable:
+            return _capturable.split(group, rule)[0]
         return hyper.to_list(group, hyper.rule_keys(rule)) if rule else []
 
     # ---- Steps ----------------------------------------------------------------------------------
@@ -132,6 +133,11 @@ class EngineOptimizer(StateDicts):
         for group in self.param_groups:
             self._base.check_flags(group)
         group_of = self._registry.group_numbers(self.param_groups)
+        if self._options.capturable:
+            with torch.profiler.record_function("outboard.enqueue_step"):
+                _capturable.enqueue_step(self, group_of, scale, found_inf)
+            self._mark_stale()
+            return loss
         values = [self._values(group, self._base.rule_of(group)) for group in self.param_groups]
         with torch.profiler.record_function("outboard.begin_step"):
             self._engine.refresh_hooks()
@@ -187,6 +193,7 @@ class EngineOptimizer(StateDicts):
         if float(norm_type) != 2.0:
             raise ValueError(f"[{WHO}] clip_grad_norm_ has norm_type {norm_type}; only 2.0 exists")
         check_max_norm("max_norm", max_norm)
+        _capturable.refuse(self, "clip_grad_norm_", "torch.nn.utils.clip_grad_norm_ in the graph")
         if grad_scale is not None:
             grad_scale = torch.as_tensor(grad_scale, dtype=torch.float32)
         norm = self._engine.gradient_norm(grad_scale)

@@ -34,6 +34,9 @@ class EngineOptions:
     fused_amp: bool = False
     simulate: Sequence[int] | None = None
 
+    # Steps of CUDA graphs; see LowBitOptions.
+    capturable = False
+
     def __post_init__(self):
         for name in ("skip_nonfinite", "fused_amp"):
             self._check_flag(name)
@@ -136,8 +139,31 @@ class LowBitOptions(EngineOptions):
 
     state_format: str = "8bit"
     skip_nonfinite: bool = False
+    capturable: bool = False
 
     offload_gradients = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_flag("capturable")
+        host_side = {
+            "max_grad_norm": self.max_grad_norm is not None,
+            "skip_nonfinite": self.skip_nonfinite,
+            "fused_amp": self.fused_amp,
+        }
+        for name in (name for name, is_set in host_side.items() if is_set and self.capturable):
+            raise ValueError(
+                f"[{WHO}] {name} with capturable=True cannot be honoured: the host decides about "
+                "it; clip inside the graph with torch.nn.utils.clip_grad_norm_, and unscale "
+                "gradients before step()"
+            )
+
+    def make_engine(self) -> Any:
+        """A native engine with these options and no parameters."""
+        engine = super().make_engine()
+        if self.capturable:
+            engine.make_capturable()
+        return engine
 
 
 @dataclass(frozen=True)

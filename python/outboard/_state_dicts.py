@@ -25,7 +25,7 @@ class StateDicts(torch.optim.Optimizer):
         """Per parameter, live views of what the engine holds; empty before a first step. State in
         formats with blocks is shown as fp32 copies in host memory, for all parameters at once.
         Waits for updates under way."""
-        if self._state_is_stale:
+        if self._state_is_stale or self._options.capturable:  # replays are not seen here
             self._state_is_stale = False
             self._holds_copies = self._shows_exact or any(
                 "/" in self._engine.state_format(i) for i in range(len(self._registry.parameters))
@@ -98,6 +98,9 @@ class StateDicts(torch.optim.Optimizer):
         groups = self._merged_groups(state_dict["param_groups"])
         self._apply(self._checked(by_index, groups))
         for group, loaded in zip(self.param_groups, groups, strict=True):
+            for key, value in loaded.items():
+                if isinstance(group.get(key), torch.Tensor):
+                    loaded[key] = group[key].copy_(value)  # captured graphs read this very tensor
             group.clear()
             group.update(loaded)
         self._warn_about_seed(own)
@@ -137,7 +140,7 @@ class StateDicts(torch.optim.Optimizer):
             merged = {key: theirs.get(key, value) for key, value in group.items()}
             merged |= {key: value for key, value in theirs.items() if key not in merged}
             merged = {k: hyper.keep_kind(group.get(k), copy.copy(v)) for k, v in merged.items()}
-            fixed = ("params", "state_format", "block_size", "master")
+            fixed = ("params", "state_format", "block_size", "master", "capturable")
             merged |= {key: group[key] for key in fixed if key in group}
             try:
                 self._base.check_values(merged)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import optim
+from . import _capturable, optim
 from ._base_class import BaseClass
 from ._engine_optimizer import EngineOptimizer
 from ._options import LowBitOptions
@@ -31,6 +31,7 @@ _SHARED_ARGUMENTS = """        block_size: elements that share a scale; None: th
         threads: compute threads of the update of CPU parameters; None chooses.
         seed: of stochastic rounding.
         fused_amp: take grad_scale and found_inf from a GradScaler instead of being unscaled.
+        capturable: step() can be captured in a CUDA graph; see update_hyperparameters().
         simulate: [seed, delay_us, poison] treats CPU parameters as if they were on a device.
 """
 
@@ -49,8 +50,13 @@ class LowBitOptimizer(EngineOptimizer):
             outboard.Lion, AdEMAMix, LAMB, LARS. Its keyword arguments follow as ours.
 {_OWN_ARGUMENTS}{_SHARED_ARGUMENTS}
     A group may have its own "master", "state_format" and "block_size". `foreach` and `fused` are
-    accepted and choose nothing here; `capturable` and `differentiable` are refused. `state` shows
-    fp32 copies; assign an empty dict to reset it.
+    accepted and choose nothing here; `differentiable` is refused. `state` shows fp32 copies;
+    assign an empty dict to reset it.
+
+    capturable=True: for CUDA parameters of one device. Steps read hyper-parameters and step counts
+    from device memory, so that torch.cuda.graph captures them and every replay is a step. Take one
+    step before the capture. Gradients keep their addresses, as for torch's own. max_grad_norm,
+    skip_nonfinite, fused_amp and clip_grad_norm_() are refused; results are the same bits.
     """
 
     def __init__(
@@ -68,12 +74,15 @@ class LowBitOptimizer(EngineOptimizer):
         threads: int | None = None,
         seed: int = 0,
         fused_amp: bool = False,
+        capturable: bool = False,
         simulate: Any = None,
         **base_options: Any,
     ):
         own = {name: value for name, value in locals().items() if name in LowBitOptions.names()}
         arguments = {"optimizer_class": optimizer_class, **own, **base_options}
-        base = BaseClass(optimizer_class, base_options, LowBitOptions.names())
+        if capturable is True and "capturable" in inspect.signature(optimizer_class).parameters:
+            base_options["capturable"] = True  # what its groups show
+        base = BaseClass(optimizer_class, base_options, LowBitOptions.names(), capturable is True)
         if not base.is_native:
             raise ValueError(
                 f"[{WHO}] {base.name} has no native rule, and LowBitOptimizer runs native rules "
@@ -81,11 +90,27 @@ class LowBitOptimizer(EngineOptimizer):
             )
         super().__init__(params, base, LowBitOptions(**own), arguments)
 
+    def update_hyperparameters(self) -> None:
+        """With capturable=True: sends the groups' values to the device, for replays of a captured
+        step that are enqueued on the current stream later. Weights that were written to since the
+        last step are taken over as well. step() does both itself.
+
+        A learning rate that is a tensor on the device needs no call if it was one at the capture:
+        replays read it, so change it in place (torch's schedulers do). Raises RuntimeError without
+        capturable=True or inside a capture, ValueError for values out of range.
+        """
+        if not self._options.capturable:
+            raise RuntimeError(
+                f"[{WHO}] update_hyperparameters() is for capturable=True; without it step() reads "
+                "the groups"
+            )
+        _capturable.update(self)
+
 
 # ---- Classes by name ----------------------------------------------------------------------------
 
 # What chooses among torch's implementations of one formula, or cannot be honoured.
-_LEFT_OUT = ("foreach", "fused", "capturable", "differentiable")
+_LEFT_OUT = ("foreach", "fused", "differentiable")
 _SUFFIXES = {"8bit": "8bit", "4bit": "4bit", "fp8": "Fp8"}
 _TABLE = (
     (torch.optim.AdamW, ("8bit", "4bit", "fp8")),
@@ -104,7 +129,9 @@ def _signature(base: type) -> inspect.Signature:
     """The base class's own arguments, then LowBitOptimizer's by keyword."""
     kinds = inspect.Parameter
     theirs = [
-        p for p in inspect.signature(base.__init__).parameters.values() if p.name not in _LEFT_OUT
+        p
+        for p in inspect.signature(base.__init__).parameters.values()
+        if p.name not in (*_LEFT_OUT, "capturable")
     ]
     ours = [
         p

@@ -171,7 +171,7 @@ def test_bad_options_are_refused():
         ({"state_format": "7bit"}, ValueError, "7bit"),
         ({"block_size": 5}, ValueError, "5"),
         ({"min_offload_elements": 1}, TypeError, "min_offload_elements"),
-        ({"capturable": True}, ValueError, "capturable"),
+        ({"differentiable": True}, ValueError, "differentiable"),
         ({"lr": -1.0}, ValueError, "-1.0"),
     ):
         with pytest.raises(kind, match=message):

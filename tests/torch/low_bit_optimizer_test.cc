@@ -165,6 +165,56 @@ TEST_P(LowBitOptimizerTest, FormatsFollowNames) {
   EXPECT_THROW(CPUOffloadOptimizer(training.parameters, AdamWOptions(1e-2), options), Error);
 }
 
+TEST_P(LowBitOptimizerTest, CapturableStepsHaveTheSameBits) {
+  LowBitOptions options = low_bit_options(GetParam());
+  options.capturable = true;
+  const Training training(GetParam(), at::kBFloat16);
+  if (GetParam() == Place::kInPlace) {
+    EXPECT_THROW(LowBitOptimizer(training.parameters, AdamWOptions(1e-2), options), Error);
+    return;
+  }
+  LowBitOptimizer optimizer(training.parameters, AdamWOptions(1e-2), options);
+  const Training reference(GetParam(), at::kBFloat16);
+  LowBitOptimizer usual(reference.parameters, AdamWOptions(1e-2), low_bit_options(GetParam()));
+  for (int64_t step = 0; step < 3; ++step) {
+    training.run(optimizer, step, step + 1);
+    reference.run(usual, step, step + 1);
+    for (CPUOffloadOptimizer* each : {static_cast<CPUOffloadOptimizer*>(&optimizer),
+                                      static_cast<CPUOffloadOptimizer*>(&usual)}) {
+      each->param_groups()[0].options().set_lr(1e-2 / static_cast<double>(step + 2));
+    }
+    optimizer.update_hyperparameters();
+  }
+  expect_equal(training.parameters, reference.parameters, "weights");
+  expect_equal(states_of(optimizer, training), states_of(usual, reference), "states");
+  optimizer.save_checkpoint(path());
+  usual.load_checkpoint(path());
+  training.run(optimizer, 3, 5);
+  reference.run(usual, 3, 5);
+  usual.save_checkpoint(path());
+  optimizer.load_checkpoint(path());
+  training.run(optimizer, 5, 6);
+  reference.run(usual, 5, 6);
+  expect_equal(training.parameters, reference.parameters, "weights after loading");
+  EXPECT_EQ(optimizer.state_of(training.parameters[0]).at("step").item<float>(), 6);
+}
+
+TEST(LowBitOptimizerErrors, CapturableStepsRefuseWhatTheHostDecides) {
+  const Training training(Place::kSimulated);
+  LowBitOptions options = low_bit_options(Place::kSimulated);
+  EXPECT_THROW(
+      LowBitOptimizer(training.parameters, AdamWOptions(), options).update_hyperparameters(),
+      Error);
+  options.capturable = true;
+  EXPECT_THROW(LowBitOptimizer(training.parameters, AdamWOptions(), options).clip_grad_norm_(1),
+               Error);
+  options.max_gradient_norm = 1;
+  EXPECT_THROW(LowBitOptimizer(training.parameters, AdamWOptions(), options), Error);
+  options.max_gradient_norm = 0;
+  options.skip_nonfinite = true;
+  EXPECT_THROW(LowBitOptimizer(training.parameters, AdamWOptions(), options), Error);
+}
+
 TEST(LowBitOptimizerErrors, NameWhatIsWrong) {
   const Training training(Place::kInPlace);
   const auto message = [&](const LowBitOptions& options) -> std::string {

@@ -270,6 +270,11 @@ class CPUOffloadOptimizer : public torch::optim::Optimizer {
   /// Throws Error(kFile) for a damaged file, Error(kValue) for one of another model.
   void load_checkpoint(const std::string& path);
 
+ protected:
+  /// What LowBitOptimizer offers; see there.
+  void make_capturable();
+  void send_hyperparameters();
+
  private:
   struct Impl;
   CPUOffloadOptimizer(ParamGroups groups, std::unique_ptr<torch::optim::OptimizerOptions> base,
