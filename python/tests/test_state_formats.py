@@ -16,6 +16,7 @@ CLASSES = {
     "sgd": (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9}),
     "lion": (outboard.Lion, {"lr": 1e-3}),
     "rmsprop": (torch.optim.RMSprop, {"lr": 1e-3, "centered": True, "momentum": 0.5}),
+    "adamw_split8": (torch.optim.AdamW, {"lr": 1e-2, "master": "split8"}),
 }
 
 
