@@ -135,6 +135,7 @@ class StepLauncher::Impl {
     }
     check_numbers(contents);
     if (!numbers.empty() && is_capturing(stream)) {
+      const OutsideCapture guard;
       rule_launcher(key.rule)(key, captured_table_for(contents), stream);
       return;
     }
@@ -164,7 +165,6 @@ class StepLauncher::Impl {
     for (const auto& slot : captured_) {
       if (slot->holds(contents)) return slot->table;
     }
-    const OutsideCapture guard;
     auto slot = std::make_unique<TableSlot>();
     const size_t bytes = reserve(*slot, contents);
     copy_aside(slot->memory.device(), slot->memory.host(), bytes);

@@ -90,8 +90,8 @@ inline bool is_capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-/// While it lives, this thread may allocate and copy on other streams although some stream
-/// captures.
+/// While it lives, this thread may allocate, load kernels and copy on other streams although some
+/// stream captures.
 class OutsideCapture {
  public:
   OutsideCapture() {

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 def split(group: Mapping[str, Any], rule: str) -> tuple[list[float], dict[int, torch.Tensor]]:
-    """The group's values in the rule's order, and the tensors among them that lie on a device by
-    their index; in the list defaults stand in their places."""
+    """The group's values in the rule's order, and the tensors among them that lie beside the
+    parameters by their index; in the list defaults stand in their places."""
     values: list[float] = []
     tensors: dict[int, torch.Tensor] = {}
     defaults = torch.ops.outboard.hyper_defaults(rule)
+    device = group["params"][0].device.type if group["params"] else None
     for index, path in enumerate(hyper.rule_keys(rule)):
         value = _value(group, path)
-        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+        if isinstance(value, torch.Tensor) and value.device.type == device:
             tensors[index] = value
             values.append(defaults[index])
         else:

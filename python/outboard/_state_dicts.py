@@ -98,9 +98,9 @@ class StateDicts(torch.optim.Optimizer):
         groups = self._merged_groups(state_dict["param_groups"])
         self._apply(self._checked(by_index, groups))
         for group, loaded in zip(self.param_groups, groups, strict=True):
-            for key, value in loaded.items():
-                if isinstance(group.get(key), torch.Tensor):
-                    loaded[key] = group[key].copy_(value)  # captured graphs read this very tensor
+            loaded = {
+                k: v if k == "params" else hyper.put(group.get(k), v) for k, v in loaded.items()
+            }
             group.clear()
             group.update(loaded)
         self._warn_about_seed(own)

@@ -63,3 +63,13 @@ def keep_kind(current: Any, loaded: Any) -> Any:
     if isinstance(current, (int, float)) and isinstance(loaded, torch.Tensor):
         return loaded.item()
     return loaded
+
+
+def put(current: Any, loaded: Any) -> Any:
+    """`loaded`; where `current` holds tensors, these very tensors with its values: captured graphs
+    read them."""
+    if isinstance(current, torch.Tensor):
+        return current.copy_(torch.as_tensor(loaded))
+    if isinstance(current, tuple) and any(isinstance(item, torch.Tensor) for item in current):
+        return tuple(put(item, value) for item, value in zip(current, loaded, strict=True))
+    return loaded

@@ -82,6 +82,41 @@ def test_groups_may_be_added_and_differ(place):
 
 
 @ON_DEVICES
+def test_values_that_are_tensors_on_the_device_are_read_there(place):
+    p, q = parameters_on(place), parameters_on(place)
+    lr = torch.tensor(1e-2, dtype=torch.float64, device=place.device)
+    betas = tuple(torch.tensor(b, dtype=torch.float64, device=place.device) for b in (0.5, 0.99))
+    optimizer = make(place, p, lr=lr, betas=betas)
+    betas = optimizer.param_groups[0]["betas"]
+    usual = make(place, q, capturable=False, lr=1e-2, betas=(0.5, 0.99))
+    for step in range(3):
+        train(optimizer, p, 1, first=step)
+        train(usual, q, 1, first=step)
+        lr.mul_(0.5)
+        usual.param_groups[0]["lr"] *= 0.5
+    assert_same(clones(p), clones(q))
+    usual.param_groups[0].update(lr=0.25, betas=(0.75, 0.5))
+    optimizer.load_state_dict(usual.state_dict(clone=True, compressed=True))
+    assert optimizer.param_groups[0]["lr"] is lr and lr.item() == 0.25
+    assert [b.item() for b in betas] == [0.75, 0.5]
+    assert optimizer.param_groups[0]["betas"][0] is betas[0]
+
+
+@ON_DEVICES
+def test_values_that_make_states_are_numbers(place):
+    p = parameters_on(place)
+    momentum = torch.tensor(0.9, device=place.device)
+    optimizer = make(place, p, outboard.SGD8bit, momentum=0.9)
+    optimizer.param_groups[0]["momentum"] = momentum
+    with pytest.raises(ValueError, match="momentum of group 0 is a tensor"):
+        optimizer.update_hyperparameters()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    optimizer.param_groups[0]["lr"] = torch.ones(2, device=place.device)
+    with pytest.raises(ValueError, match="one number on"):
+        optimizer.update_hyperparameters()
+
+
+@ON_DEVICES
 def test_resumes_copies_and_pickles(place):
     p = parameters_on(place)
     optimizer = make(place, p, outboard.Adam8bit)
