@@ -12,7 +12,7 @@ import outboard
 import pytest
 import torch
 from outboard import _plan_check, plan
-from support import SIMULATED, assert_same
+from support import CUDA, SIMULATED, assert_same
 
 TRUTH = plan.Machine(
     link_down=1e8, link_up=1e8, link_duplex=0.8e8, host_bandwidth=1e9, device_bandwidth=1e11
@@ -238,3 +238,46 @@ def test_accumulation_checkpoints_and_groups_between(monkeypatch):
     assert_same(list(world.model.parameters()), list(twin.model.parameters()))
     assert_same(list(world.extra.parameters()), list(twin.extra.parameters()))
     assert_same(world.optimizer.state_dict()["state"], twin.optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize(
+    "place", [SIMULATED, pytest.param(CUDA, marks=pytest.mark.gpu)], ids=lambda place: place.name
+)
+@pytest.mark.parametrize("schedule", ["at_step", "next_forward", "in_backward"])
+def test_moves_change_no_bit(schedule, place):
+    results = []
+    for moves in (False, True):
+        model = make_model().to(device=place.device, dtype=torch.bfloat16)
+        options = {"placement": "host", "schedule": schedule, "state_format": "8bit", "lr": 1e-2}
+        optimizer = place.optimizer(model.parameters(), max_grad_norm=1.0, **options)
+        optimizer.attach(model)
+        for step in range(12):
+            optimizer.zero_grad()
+            model(X.to(place.device, torch.bfloat16)).float().pow(2).mean().backward()
+            optimizer.step()
+            if not moves or step % 3 != 1:
+                continue
+            large = [i for i, p in enumerate(model.parameters()) if p.numel() == 65536]
+            places = ["host" if (i // 2 + step) % 2 else "streamed" for i in large]
+            optimizer._engine.set_placements(large, places)
+        optimizer.synchronize()
+        results.append([*model.parameters(), optimizer.state_dict(compressed=True)["state"]])
+    assert_same(*results)
+
+
+@pytest.mark.gpu
+def test_a_wrong_first_plan_on_a_gpu():
+    models = [make_model().to("cuda") for _ in range(2)]
+    for model, options in zip(
+        models, ({"machine": FAST_LINK}, {"placement": "host", "schedule": "at_step"}), strict=True
+    ):
+        optimizer = CUDA.optimizer(model.parameters(), max_grad_norm=1.0, lr=1e-2, **options)
+        optimizer.attach(model)
+        for _ in range(4 * ROUND):
+            optimizer.zero_grad()
+            model(X.to("cuda")).pow(2).mean().backward()
+            optimizer.step()
+        optimizer.synchronize()
+        stats = optimizer.stats()
+        assert (stats.plan.measured_s > 0) == ("machine" in options)
+    assert_same(*(list(model.parameters()) for model in models))
