@@ -52,6 +52,13 @@ TensorEngine::~TensorEngine() {
   for (Slot& slot : slots_) {
     if (slot.hook) slot.hook->remove();
   }
+  // Order: the slots may be the last to hold the weights, which updates under way write to; and
+  // views of state may keep the engine alive beyond them.
+  try {
+    if (engine_) engine_->synchronize();
+  } catch (const std::exception&) {
+    // Said already, or nobody is left to hear it.
+  }
 }
 
 bool TensorEngine::is_offloaded(const Slot& slot) const {
