@@ -188,8 +188,7 @@ void Engine::ensure_states(size_t parameter, std::span<const double> hyper) {
 }
 
 void Engine::set_formats(size_t parameter, const std::array<StateFormat, kMaxStates>& formats) {
-  impl_->pipeline.synchronize();
-  impl_->store.remake_states(impl_->pipeline.parameter(parameter), formats);
+  impl_->pipeline.set_formats(impl_->pipeline.parameter(parameter), formats);
 }
 
 void Engine::set_placements(std::span<const PlacementChange> changes, ComputeStream stream) {

@@ -61,6 +61,7 @@ class Pipeline {
   void set_use_order(std::span<const size_t> parameters);
   void set_schedule(Schedule schedule);
   void set_placements(std::span<const PlacementChange> changes, ComputeStream stream);
+  void set_formats(Parameter& parameter, const std::array<StateFormat, kMaxStates>& formats);
 
   [[nodiscard]] std::vector<size_t> changed_gradients(std::span<const SentGradient> sent,
                                                       ComputeStream stream);

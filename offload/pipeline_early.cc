@@ -33,6 +33,8 @@ void Pipeline::announce(const StepRequest& request, ComputeStream stream) {
     else if (!store_.ensure_second_copies(parameters_))
       announced.start = EarlyStart::kNot;
   }
+  // States may be longer than at the last step: their format has changed.
+  if (announced.start != EarlyStart::kNot && stream_ != nullptr) reserve_slots(stream);
   const std::lock_guard lock(intake_mutex_);
   if (announced.start == EarlyStart::kTentative && stream_ != nullptr) {
     stream_->after(device_->record(stream));

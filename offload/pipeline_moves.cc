@@ -1,4 +1,5 @@
-// Parameters that change their placement between two steps; see pipeline.h.
+// Parameters that change their placement or their states' formats between two steps; see
+// pipeline.h.
 #include <algorithm>
 
 #include "offload/pipeline.h"
@@ -79,6 +80,15 @@ void Pipeline::bring_images(std::span<Parameter* const> parameters, ComputeStrea
     queue.copy_to_host(parameter->host_weight, spec.weight, spec.elements * bytes_of(spec.type));
   }
   queue.record()->synchronize();
+}
+
+void Pipeline::set_formats(Parameter& parameter,
+                           const std::array<StateFormat, kMaxStates>& formats) {
+  synchronize();
+  // A guess was made from the states that go, and no further one has a second copy to write to.
+  if (announced_) announced_->start = EarlyStart::kNot;
+  if (parameter.early) drop_early(parameter);
+  store_.remake_states(parameter, formats);
 }
 
 void Pipeline::settle_at(Parameter& parameter, Placement placement) const {

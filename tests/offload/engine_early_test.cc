@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "outboard/engine.h"
 #include "outboard/error.h"
+#include "outboard/state_format.h"
 #include "tests/offload/support/small_engine.h"
 
 namespace outboard {
@@ -25,6 +28,11 @@ using testing::SmallEngine;
 using testing::Values;
 
 class EngineEarly : public SmallEngine {};
+
+std::array<StateFormat, kMaxStates> formats_named(std::string_view name) {
+  const StateFormats named = state_formats_named(name);
+  return {named.signed_state, named.unsigned_state};
+}
 
 TEST_F(EngineEarly, AGuessWithOtherHyperParametersIsMadeAgain) {
   make(tentative(), {kStreamed, kStreamed});
@@ -63,6 +71,37 @@ TEST_F(EngineEarly, AGuessIsMadeAgainWithTheLastGradient) {
     expect_weights(all(9 - (1 + 3)));
     EXPECT_EQ(engine_->stats().dropped_updates, 1);
   }
+}
+
+// The state becomes zeros, so the momentum begins anew.
+TEST_F(EngineEarly, AGuessIsMadeAgainWithStatesOfAnotherFormat) {
+  for (const bool is_early : {false, true}) {
+    start_over();
+    make(tentative(), {kStreamed});
+    train();
+    forward();
+    if (is_early) send(0);
+    engine_->set_formats(0, formats_named("bf16"));
+    if (!is_early) send(0);
+    EXPECT_EQ(engine_->stats().early_updates, is_early ? 1 : 0);
+    EXPECT_TRUE(step(request_));
+    expect_weights(all(9 - 1));
+    EXPECT_EQ(engine_->stats().dropped_updates, is_early ? 1 : 0);
+  }
+}
+
+TEST_F(EngineEarly, AGuessFindsRoomForLongerStates) {
+  formats_ = formats_named("8bit");
+  make(tentative(), {kStreamed});
+  train();
+  engine_->set_formats(0, formats_named("fp32"));
+  const size_t room = engine_->memory().device_workspace;
+  forward();
+  EXPECT_GT(engine_->memory().device_workspace, room);
+  backward();
+  EXPECT_EQ(engine_->stats().early_updates, 1);
+  EXPECT_TRUE(step(request_));
+  expect_weights(all(9 - 1));
 }
 
 TEST_F(EngineEarly, ARevisionIsNoFurtherUse) {

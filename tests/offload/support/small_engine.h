@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -88,6 +89,7 @@ class SmallEngine : public ::testing::Test {
                        .elements = elements,
                        .placement = placement,
                        .rule = sgd.id,
+                       .formats = formats_,
                        .hyper = request_.hyper[0]});
     }
     engine_->add_parameters(specs, stream_);
@@ -160,6 +162,7 @@ class SmallEngine : public ::testing::Test {
   std::atomic<Call> also_holds_ = Call::kUpdateResident;
   std::unique_ptr<Gate> gate_ = std::make_unique<Gate>();
   std::optional<Fault> fault_;
+  std::array<StateFormat, kMaxStates> formats_ = {};  // set before make()
   StepRequest request_;
   std::vector<Values> weights_;
   std::vector<Values> gradients_;
