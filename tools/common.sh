@@ -4,6 +4,9 @@ set -euo pipefail
 # Python and CMake come from the checkout's own environment.
 export PATH="$PWD/.venv/bin:$PATH"
 
+# Lets the compiler cache serve a build in one folder from a build in another.
+export CCACHE_NOHASHDIR=1
+
 # Prints which step a script is at: step 2/5 "Python packages".
 step() { printf '\n[%s] %s\n' "$1" "$2"; }
 
