@@ -7,18 +7,6 @@
 
 namespace outboard {
 
-namespace {
-
-bool has_states(const Parameter& parameter, std::span<const double> hyper) {
-  const RuleInfo& rule = rule_info(*parameter.spec.rule);
-  for (size_t i = 0; i < rule.states.size(); ++i) {
-    if (needs_state(rule, i, hyper) && parameter.states[i].codes == nullptr) return false;
-  }
-  return true;
-}
-
-}  // namespace
-
 void Pipeline::announce(const StepRequest& request, ComputeStream stream) {
   if (schedule_ != Schedule::kInBackward || options_.poison_in_flight || !is_usable()) return;
   if (has_early_) return;  // a second forward of the same step: what has begun stays as it is

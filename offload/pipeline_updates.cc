@@ -12,15 +12,9 @@ namespace {
 
 constexpr std::string_view kWho = "Engine";
 
-// Whether every state exists that `hyper` asks for.
-bool has_states(const Parameter& parameter, std::span<const double> hyper) {
-  const auto states = rule_info(*parameter.spec.rule).states;
-  for (size_t i = 0; i < states.size() && parameter.spec.elements > 0; ++i) {
-    const bool is_needed =
-        states[i].needed_by < 0 || hyper[static_cast<size_t>(states[i].needed_by)] != 0;
-    if (is_needed && parameter.states[i].codes == nullptr) return false;
-  }
-  return true;
+// Empty parameters have none, and want none.
+bool lacks_states(const Parameter& parameter, std::span<const double> hyper) {
+  return parameter.spec.elements > 0 && !has_states(parameter, hyper);
 }
 
 }  // namespace
@@ -215,7 +209,7 @@ void Pipeline::check_enqueued(const StepRequest& request, const DeviceNumbers& n
       fail(ErrorKind::kValue, kWho, "there are no hyper-parameters or no step count in device ",
            "memory for ", parameter.spec.name, " of group ", group, "; give both");
     }
-    if (is_captured && !has_states(parameter, request.hyper[group])) {
+    if (is_captured && lacks_states(parameter, request.hyper[group])) {
       fail(ErrorKind::kState, kWho, parameter.spec.name,
            " lacks a state that its hyper-parameters ",
            "ask for, and nothing can be allocated while a graph is captured; take a step before ",
@@ -239,7 +233,7 @@ void Pipeline::enqueue_step(const StepRequest& request, const DeviceNumbers& num
   for (const size_t index : active_) {
     Parameter& parameter = *parameters_[index];
     const size_t group = group_of(request, index);
-    if (!has_states(parameter, request.hyper[group])) {
+    if (lacks_states(parameter, request.hyper[group])) {
       store_.ensure_states(parameter, request.hyper[group]);
     }
     ResidentUpdate update = resident_update(parameter, {}, 0);

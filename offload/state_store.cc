@@ -28,6 +28,14 @@ bool needs_state(const RuleInfo& rule, size_t i, std::span<const double> hyper) 
   return needed_by < 0 || hyper[static_cast<size_t>(needed_by)] != 0;
 }
 
+bool has_states(const Parameter& parameter, std::span<const double> hyper) {
+  const RuleInfo& rule = rule_info(*parameter.spec.rule);
+  for (size_t i = 0; i < rule.states.size(); ++i) {
+    if (needs_state(rule, i, hyper) && parameter.states[i].codes == nullptr) return false;
+  }
+  return true;
+}
+
 StateStore::StateStore(const EngineOptions& options, std::shared_ptr<Device> device,
                        Engine::Allocator allocator)
     : device_(std::move(device)),

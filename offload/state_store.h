@@ -111,6 +111,8 @@ class StateStore {
 
 /// Whether state `i` of `rule` exists under these hyper-parameters.
 [[nodiscard]] bool needs_state(const RuleInfo& rule, size_t i, std::span<const double> hyper);
+/// Whether every state exists that `hyper` asks for.
+[[nodiscard]] bool has_states(const Parameter& parameter, std::span<const double> hyper);
 
 }  // namespace outboard
 

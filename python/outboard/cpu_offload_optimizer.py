@@ -233,11 +233,7 @@ class CPUOffloadOptimizer(EngineOptimizer):
         self._engine.announce_step(values, numbers, self._max_norm())
 
     def _check_memory(self) -> None:
-        """Gives tentative updates up if what they need would take the last memory.
-
-        Asking the system is the only way to know: host memory that is touched and not there ends
-        the process, and a device that is full fails somewhere else later.
-        """
+        """Gives tentative updates up if what they need would take the last memory."""
         options = self._options
         is_for_good = options.offload_gradients and not options.needs_norm
         streamed = [

@@ -64,6 +64,19 @@ def train(optimizer, parameters, steps, first=0, scale=1.0):
         optimizer.synchronize()
 
 
+def assert_step_does_not_wait(optimizer, parameters):
+    """A step of an optimizer on CUDA returns while the device is still busy with earlier work."""
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    torch.cuda.synchronize()
+    done = torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)
+    optimizer.step()
+    done.record()
+    assert not done.query()
+    torch.cuda.synchronize()
+
+
 def reference_step(parameters, gradients, optimizer, max_norm=None):
     """One step of a torch optimizer whose gradients are given, clipped in fp32."""
     for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -8,7 +8,15 @@ import outboard
 import pytest
 import torch
 from outboard.low_bit import NAMED_CLASSES
-from support import CPU, SIMULATED, assert_same, clones, make_parameters, train
+from support import (
+    CPU,
+    SIMULATED,
+    assert_same,
+    assert_step_does_not_wait,
+    clones,
+    make_parameters,
+    train,
+)
 
 SHAPES = ((96, 64), (65, 65), (160,))
 
@@ -194,12 +202,4 @@ def test_step_does_not_wait_for_the_device():
     p = make_parameters("cuda", torch.bfloat16, SHAPES)
     optimizer = outboard.AdamW8bit(p, min_quantized_elements=0)
     train(optimizer, p, 2)
-    for q in p:
-        q.grad = torch.ones_like(q)
-    torch.cuda.synchronize()
-    done = torch.cuda.Event()
-    torch.cuda._sleep(2_000_000_000)
-    optimizer.step()
-    done.record()
-    assert not done.query()
-    torch.cuda.synchronize()
+    assert_step_does_not_wait(optimizer, p)

@@ -16,16 +16,6 @@
 namespace outboard::test {
 namespace {
 
-struct WeightKind {
-  DType type;
-  MasterFormat master;
-};
-
-constexpr std::array kWeightKinds{WeightKind{DType::kF32, MasterFormat::kWeight},
-                                  WeightKind{DType::kBF16, MasterFormat::kSplit},
-                                  WeightKind{DType::kBF16, MasterFormat::kStochastic},
-                                  WeightKind{DType::kF16, MasterFormat::kF32}};
-
 const std::vector<Shape> kShapes{{1}, {255, 1, 1}, {257}, {9001}, {4096}};
 
 /// Step counts of parameters and one list of hyper-parameters, in device memory.

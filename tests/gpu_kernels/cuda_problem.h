@@ -42,6 +42,19 @@ class DeviceBytes {
   std::byte* data_ = nullptr;
 };
 
+/// Weights with the masters that serve them, each once.
+struct WeightKind {
+  DType type;
+  MasterFormat master;
+};
+
+inline constexpr std::array kWeightKinds{WeightKind{DType::kF32, MasterFormat::kWeight},
+                                         WeightKind{DType::kBF16, MasterFormat::kSplit},
+                                         WeightKind{DType::kBF16, MasterFormat::kSplit8},
+                                         WeightKind{DType::kBF16, MasterFormat::kF32},
+                                         WeightKind{DType::kBF16, MasterFormat::kStochastic},
+                                         WeightKind{DType::kF16, MasterFormat::kF32}};
+
 /// Which kernels a problem exercises.
 struct Combination {
   RuleId rule;

@@ -20,18 +20,6 @@
 namespace outboard::test {
 namespace {
 
-struct WeightKind {
-  DType type;
-  MasterFormat master;
-};
-
-constexpr std::array kWeightKinds{WeightKind{DType::kF32, MasterFormat::kWeight},
-                                  WeightKind{DType::kBF16, MasterFormat::kSplit},
-                                  WeightKind{DType::kBF16, MasterFormat::kSplit8},
-                                  WeightKind{DType::kBF16, MasterFormat::kF32},
-                                  WeightKind{DType::kBF16, MasterFormat::kStochastic},
-                                  WeightKind{DType::kF16, MasterFormat::kF32}};
-
 constexpr std::array kTypes{DType::kF32, DType::kBF16, DType::kF16};
 
 bool takes_negative_values(Format format) {

@@ -3,14 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 #include "outboard/engine.h"
 #include "outboard/error.h"
-#include "outboard/state_format.h"
+#include "tests/offload/support/formats.h"
 #include "tests/offload/support/small_engine.h"
 
 namespace outboard {
@@ -19,6 +17,7 @@ namespace {
 using testing::after;
 using testing::all;
 using testing::Call;
+using testing::formats_named;
 using testing::happens_soon;
 using testing::kElements;
 using testing::kHost;
@@ -28,11 +27,6 @@ using testing::SmallEngine;
 using testing::Values;
 
 class EngineEarly : public SmallEngine {};
-
-std::array<StateFormat, kMaxStates> formats_named(std::string_view name) {
-  const StateFormats named = state_formats_named(name);
-  return {named.signed_state, named.unsigned_state};
-}
 
 TEST_F(EngineEarly, AGuessWithOtherHyperParametersIsMadeAgain) {
   make(tentative(), {kStreamed, kStreamed});

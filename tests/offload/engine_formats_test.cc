@@ -8,17 +8,15 @@
 
 #include "outboard/engine.h"
 #include "outboard/error.h"
+#include "tests/offload/support/formats.h"
 
 namespace outboard {
 namespace {
 
+using testing::formats_named;
+
 constexpr size_t kElements = 5000;
 constexpr size_t kWide = 2 * 5120 * sizeof(float);  // two states, whole tiles of 256
-
-std::array<StateFormat, kMaxStates> formats(std::string_view name) {
-  const StateFormats named = state_formats_named(name);
-  return {named.signed_state, named.unsigned_state};
-}
 
 /// One AdamW parameter in host memory, or resident on a simulated device.
 struct Trial {
@@ -32,7 +30,7 @@ struct Trial {
         .elements = kElements,
         .placement = placement,
         .rule = rule_named("AdamW").id,
-        .formats = formats(format)};
+        .formats = formats_named(format)};
     for (const HyperParameter& parameter : rule_named("AdamW").hyper_parameters) {
       spec.hyper.push_back(parameter.default_value);
     }
@@ -70,10 +68,10 @@ TEST(EngineFormats, StatesAreZerosInTheNewFormat) {
     Trial trial(placement, "fp32");
     for (const char* format : {"8bit", "bf16", "fp32", "sym8"}) {
       fill(trial.engine.view(0));
-      trial.engine.set_formats(0, formats(format));
+      trial.engine.set_formats(0, formats_named(format));
       const ParameterView view = trial.engine.view(0);
-      EXPECT_EQ(view.spec->formats, formats(format));
-      EXPECT_EQ(view.states[0].block_elements, formats(format)[0].block_elements);
+      EXPECT_EQ(view.spec->formats, formats_named(format));
+      EXPECT_EQ(view.states[0].block_elements, formats_named(format)[0].block_elements);
       expect_zeros(view);
       EXPECT_EQ(view.states[2].codes, nullptr);
     }
@@ -87,15 +85,15 @@ TEST(EngineFormats, HostMemoryIsUsedAgain) {
     return memory.host_state + memory.host_spare;
   };
   ASSERT_EQ(held_now(), kWide);
-  trial.engine.set_formats(0, formats("8bit"));
-  trial.engine.set_formats(0, formats("bf16"));
+  trial.engine.set_formats(0, formats_named("8bit"));
+  trial.engine.set_formats(0, formats_named("bf16"));
   EXPECT_EQ(trial.engine.memory().host_state, kWide / 2);
   EXPECT_EQ(held_now(), kWide);
-  for (int i = 0; i < 2; ++i) trial.engine.set_formats(0, formats("fp32"));
+  for (int i = 0; i < 2; ++i) trial.engine.set_formats(0, formats_named("fp32"));
   const size_t held = held_now();
   for (int i = 0; i < 8; ++i) {
-    trial.engine.set_formats(0, formats("8bit"));
-    trial.engine.set_formats(0, formats("fp32"));
+    trial.engine.set_formats(0, formats_named("8bit"));
+    trial.engine.set_formats(0, formats_named("fp32"));
   }
   EXPECT_LE(held_now(), held + kWide);
 }
@@ -103,9 +101,9 @@ TEST(EngineFormats, HostMemoryIsUsedAgain) {
 TEST(EngineFormats, DeviceMemoryGoesBack) {
   Trial trial(Placement::kResident, "8bit");
   const size_t narrow = trial.engine.memory().device_state;
-  trial.engine.set_formats(0, formats("fp32"));
+  trial.engine.set_formats(0, formats_named("fp32"));
   EXPECT_EQ(trial.engine.memory().device_state, kWide);
-  trial.engine.set_formats(0, formats("8bit"));
+  trial.engine.set_formats(0, formats_named("8bit"));
   EXPECT_EQ(trial.engine.memory().device_state, narrow);
 }
 
