@@ -42,6 +42,8 @@ def _streamed(clip: float = 0.0, **options: Any) -> Case:
 
 # Four parameters in ten, by the last digit of their number.
 _MIXTURE = {"*[0-3][]]": "streamed"}
+# The first parameter: its gradient comes last, and the next forward needs it first.
+_EMBEDDING = ("*[[]0[]]",)
 # bf16 state without a master is what torchao's optimizer keeps for a bf16 model.
 _TORCHAO_LIKE = {"state_format": "bf16", "master": "none"}
 # Random tokens give norms between 1 and 2: clipping to the first fires at times, to the second
@@ -66,6 +68,7 @@ CASES: dict[str, Case] = {
     "8bit-next": _hidden(_HUGE, state_format="8bit", schedule="next_forward"),
     "8bit-streamed": _streamed(state_format="8bit", skip_nonfinite=False),
     "8bit-streamed-clip": _streamed(_HUGE, state_format="8bit"),
+    "8bit-streamed-clip-embedding": _streamed(_HUGE, state_format="8bit", resident=_EMBEDDING),
     "8bit-streamed-clip-fires": _streamed(_TINY, state_format="8bit"),
     "8bit-streamed-next": _streamed(_HUGE, state_format="8bit", schedule="next_forward"),
     "8bit-streamed-at-step": _streamed(_HUGE, state_format="8bit", schedule="at_step"),

@@ -2,6 +2,7 @@
 // both give the same bits. Nothing of the optimizer's step lives here.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "gpu_kernels/cuda_check.h"
@@ -98,7 +99,29 @@ __global__ void __launch_bounds__(kWarpLanes* kWarpsPerBlock)
   if (lane == 0) sums[segment] = sum;
 }
 
+// Few blocks: the link is the bound, and forward or backward may want the rest of the device.
+constexpr unsigned kWriteBlocks = 16;
+constexpr unsigned kWriteThreads = 256;
+
+__global__ void __launch_bounds__(kWriteThreads)
+    copy_floats(float* target, const float* source, uint64_t count) {
+  const uint64_t stride = static_cast<uint64_t>(gridDim.x) * kWriteThreads;
+  for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * kWriteThreads + threadIdx.x; i < count;
+       i += stride) {
+    target[i] = source[i];
+  }
+}
+
 }  // namespace
+
+void write_floats(float* target, const float* source, size_t count, StreamHandle stream) {
+  if (count == 0) return;
+  const auto blocks = static_cast<unsigned>(
+      std::min<size_t>((count + kWriteThreads - 1) / kWriteThreads, kWriteBlocks));
+  copy_floats<<<blocks, kWriteThreads, 0, static_cast<cudaStream_t>(stream)>>>(target, source,
+                                                                               count);
+  check_cuda(cudaGetLastError(), "write_floats", "the kernel launch");
+}
 
 void sum_of_squares(const void* gradient, DType type, size_t elements, float* sums,
                     StreamHandle stream_handle) {

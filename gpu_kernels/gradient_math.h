@@ -16,6 +16,11 @@ namespace outboard::gpu {
 void sum_of_squares(const void* gradient, DType type, size_t elements, float* sums,
                     StreamHandle stream);
 
+/// Enqueues, on `stream`, a copy of `count` floats by a kernel, to any memory that the device can
+/// write to: device memory, or pinned host memory by its device address. Does not synchronise;
+/// throws Error(kDevice) when the launch fails.
+void write_floats(float* target, const float* source, size_t count, StreamHandle stream);
+
 }  // namespace outboard::gpu
 
 #endif  // OUTBOARD_GPU_KERNELS_GRADIENT_MATH_H_

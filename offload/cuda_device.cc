@@ -209,6 +209,22 @@ void CudaDevice::copy_on_device(ComputeStream stream, void* target, const void* 
              "cudaMemcpyAsync on the device", bytes);
 }
 
+void CudaDevice::write_to_host(ComputeStream stream, float* host, const float* device,
+                               size_t count) {
+  if (count == 0) return;
+  const DeviceGuard guard(*context_);
+  cudaPointerAttributes attributes{};
+  const cudaError_t status = cudaPointerGetAttributes(&attributes, host);
+  ignore_cuda(status);
+  if (status == cudaSuccess && attributes.devicePointer != nullptr) {
+    gpu::write_floats(static_cast<float*>(attributes.devicePointer), device, count, stream);
+    return;
+  }
+  check_cuda(
+      cudaMemcpyAsync(host, device, count * sizeof(float), cudaMemcpyDeviceToHost, as_cuda(stream)),
+      "cudaMemcpyAsync to the host", count * sizeof(float));
+}
+
 void CudaDevice::poison(ComputeStream stream, void* target, size_t bytes) {
   if (bytes == 0) return;
   const DeviceGuard guard(*context_);

@@ -66,6 +66,7 @@ class CudaDevice final : public Device {
   [[nodiscard]] ComputeStream make_stream() override;
   void copy_on_device(ComputeStream stream, void* target, const void* source,
                       size_t bytes) override;
+  void write_to_host(ComputeStream stream, float* host, const float* device, size_t count) override;
   void poison(ComputeStream stream, void* target, size_t bytes) override;
   [[nodiscard]] std::shared_ptr<void> allocate(size_t bytes) override;
   [[nodiscard]] bool pin(void* host, size_t bytes) override;

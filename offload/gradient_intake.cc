@@ -70,11 +70,17 @@ std::vector<GradientOnHost> GradientIntake::pieces(const Parameter& parameter) c
   return all;
 }
 
-EventPtr GradientIntake::read_values(const std::vector<Value>& values, const EventPtr& ready) {
-  // Order: sums are written by kernels on the compute stream; `ready` is behind all of them.
-  down_->wait(ready);
-  for (const Value& value : values) down_->copy_to_host(value.host, value.device, value.bytes);
-  return down_->record();
+EventPtr GradientIntake::read_values(const std::vector<Value>& values, ComputeStream stream) {
+  // Order: sums are written by kernels on this same stream.
+  try {
+    for (const Value& value : values) {
+      device_->write_to_host(stream, value.host, value.device, value.count);
+    }
+  } catch (...) {
+    last_read_ = device_->record(stream);
+    throw;
+  }
+  return last_read_ = device_->record(stream);
 }
 
 }  // namespace outboard

@@ -61,20 +61,25 @@ class GradientIntake {
   /// All of them.
   [[nodiscard]] std::vector<GradientOnHost> pieces(const Parameter& parameter) const;
 
-  /// Copies segment sums and single values down, after everything that `stream` was given. Returns
-  /// the event after which they may be read.
+  /// Segment sums and single values on the device, and where on the host they go.
   struct Value {
-    void* host;
-    const void* device;
-    size_t bytes;
+    float* host;
+    const float* device;
+    size_t count;
   };
-  [[nodiscard]] EventPtr read_values(const std::vector<Value>& values, const EventPtr& ready);
+  /// Writes them down, after everything that `stream` was given. Returns the event after which they
+  /// may be read. Not by a copy queue: what they are waited for decides the step, and a copy engine
+  /// that has state to move may serve them last.
+  [[nodiscard]] EventPtr read_values(const std::vector<Value>& values, ComputeStream stream);
+  /// Behind the last values that were to be read, even if that failed half-way; null: none were.
+  [[nodiscard]] const EventPtr& last_read() const { return last_read_; }
 
   [[nodiscard]] CopyQueue* queue() { return down_.get(); }
 
  private:
   std::shared_ptr<Device> device_;
   std::unique_ptr<CopyQueue> down_;
+  EventPtr last_read_;
   size_t chunk_elements_;
 };
 

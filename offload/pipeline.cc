@@ -74,6 +74,7 @@ void Pipeline::settle() {
     }
   }
   try {
+    if (intake_.last_read() != nullptr) intake_.last_read()->synchronize();
     if (stream_ != nullptr) stream_->flush(true)->synchronize();
   } catch (const std::exception&) {
     // As above.

@@ -103,7 +103,7 @@ class Pipeline {
   void measure_resident(ComputeStream stream);
   /// Reads sums, loss scale and found_inf to the host; the event after which they are there (null:
   /// they are).
-  [[nodiscard]] EventPtr read(const StepRequest& request, const EventPtr& backward_done);
+  [[nodiscard]] EventPtr read(const StepRequest& request, ComputeStream stream);
   void note_active();
 
   // Before a step. Under intake_mutex_.

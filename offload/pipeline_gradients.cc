@@ -183,7 +183,7 @@ double Pipeline::gradient_norm(const StepRequest& request, ComputeStream stream)
   }
   note_active();
   measure_resident(stream);
-  const EventPtr is_read = read(request, device_ == nullptr ? nullptr : device_->record(stream));
+  const EventPtr is_read = read(request, stream);
   const StepDecision decision =
       driver_.submit([&] { return decide(request, is_read, UpdateStart::kWhenNormKnown); }).get();
   rethrow_gradient_failure();
@@ -220,14 +220,14 @@ std::vector<size_t> Pipeline::changed_gradients(std::span<const SentGradient> se
     next += norm_segments(spec.elements);
   }
   std::vector<GradientIntake::Value> values{
-      {copied_check_sums_, check_sums_.get(), segments * sizeof(float)}};
+      {copied_check_sums_, static_cast<const float*>(check_sums_.get()), segments}};
   for (const SegmentSums& sums : sums_) {
-    values.push_back({sums.host, sums.device.get(), sums.count * sizeof(float)});
+    values.push_back({sums.host, static_cast<const float*>(sums.device.get()), sums.count});
   }
   EventPtr is_read;
   {
     const std::lock_guard lock(intake_mutex_);
-    is_read = intake_.read_values(values, device_->record(stream));
+    is_read = intake_.read_values(values, stream);
   }
   is_read->synchronize();
   const float* now = copied_check_sums_;

@@ -75,8 +75,7 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
     if (start == UpdateStart::kWhenNormKnown) measure_resident(stream);
     backward_done_ = device_ == nullptr ? nullptr : device_->record(stream);
     // Sums that nobody waits for are not copied: the next backward may already overwrite them.
-    const EventPtr is_read =
-        start == UpdateStart::kWhenNormKnown ? read(request, backward_done_) : nullptr;
+    const EventPtr is_read = start == UpdateStart::kWhenNormKnown ? read(request, stream) : nullptr;
     auto decided = driver_.submit([this, &request, is_read, start] {
       adder_.times() = {};
       return decide(request, is_read, start);
@@ -97,12 +96,12 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
   return decision_.is_taken;
 }
 
-EventPtr Pipeline::read(const StepRequest& request, const EventPtr& backward_done) {
+EventPtr Pipeline::read(const StepRequest& request, ComputeStream stream) {
   values_[kLossScale] = 1;
   values_[kFoundInf] = 0;
   std::vector<GradientIntake::Value> values;
   for (const SegmentSums& sums : sums_) {
-    values.push_back({sums.host, sums.device.get(), sums.count * sizeof(float)});
+    values.push_back({sums.host, static_cast<const float*>(sums.device.get()), sums.count});
   }
   const std::pair<size_t, const float*> scalars[] = {{kLossScale, request.loss_scale},
                                                      {kFoundInf, request.found_inf}};
@@ -111,12 +110,12 @@ EventPtr Pipeline::read(const StepRequest& request, const EventPtr& backward_don
     if (request.scalars_memory == Memory::kHost) {
       values_[slot] = *source;
     } else {
-      values.push_back({&values_[slot], source, sizeof(float)});
+      values.push_back({&values_[slot], source, 1});
     }
   }
   if (values.empty()) return nullptr;
   const std::lock_guard lock(intake_mutex_);
-  return intake_.read_values(values, backward_done);
+  return intake_.read_values(values, stream);
 }
 
 StepDecision Pipeline::decide(const StepRequest& request, const EventPtr& is_read,

@@ -227,6 +227,11 @@ class Fake final : public SimulatedDevice {
     if (bytes > 0) submit(stream, [=] { std::memcpy(target, source, bytes); });
   }
 
+  void write_to_host(ComputeStream stream, float* host, const float* device,
+                     size_t count) override {
+    if (count > 0) submit(stream, [=] { std::memcpy(host, device, count * sizeof(float)); });
+  }
+
   void poison(ComputeStream stream, void* target, size_t bytes) override {
     if (bytes > 0) submit(stream, [=] { std::memset(target, 0xFF, bytes); });
   }

@@ -153,6 +153,10 @@ void StreamLane::replace_accepted() {
     const std::lock_guard lock(mutex_);
     accepted.swap(accepted_);
   }
+  // What the forward needs first, first.
+  std::ranges::stable_sort(accepted, {}, [](const StreamWorkPtr& work) {
+    return std::pair(work->parameter->rank, work->index);
+  });
   for (const StreamWorkPtr& work : accepted) replace_weight(*work);
 }
 

@@ -105,6 +105,12 @@ class Device {
   /// Enqueues on `stream` a copy between two ranges of device memory.
   virtual void copy_on_device(ComputeStream stream, void* target, const void* source,
                               size_t bytes) = 0;
+  /// Enqueues on `stream` a copy of floats to host memory that leaves the copy engines alone: they
+  /// may serve another queue as long as that has copies, and what the caller waits for then comes
+  /// last. For little that is urgent. Both pointers are aligned to 4 bytes; host memory that is not
+  /// pinned may block the caller.
+  virtual void write_to_host(ComputeStream stream, float* host, const float* device,
+                             size_t count) = 0;
   /// Enqueues on `stream` a fill of device memory with 0xFF bytes: NaN in every float type.
   virtual void poison(ComputeStream stream, void* target, size_t bytes) = 0;
 

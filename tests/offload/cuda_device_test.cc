@@ -101,6 +101,43 @@ TEST_F(CudaDeviceTest, CopiesBothWaysInOrder) {
   EXPECT_EQ(on_host(memory.get(), values.size()), values);
 }
 
+TEST_F(CudaDeviceTest, WritesFloatsToPinnedAndToOtherHostMemory) {
+  const std::vector<float> values = gradient_like(100003);
+  const auto memory = on_device(values);
+  HostMemory host(device_);
+  const HostArray pinned = host.reserve(values.size() * 4, MemoryKind::kWeights, true);
+  host.commit();
+  std::vector<float> pageable(values.size());
+  for (float* const target : {pinned.as<float>(), pageable.data()}) {
+    device_->write_to_host(nullptr, target + 1, memory.get() + 3, values.size() - 3);
+    device_->record(nullptr)->synchronize();
+    EXPECT_TRUE(std::equal(values.begin() + 3, values.end(), target + 1));
+    EXPECT_EQ(target[0], 0.0f);
+  }
+  device_->write_to_host(nullptr, nullptr, nullptr, 0);
+}
+
+// 8 GiB are on their way down: the copy engine is busy for at least a tenth of a second, and what
+// is written meanwhile does not wait for it.
+TEST_F(CudaDeviceTest, WhatIsWrittenOvertakesTheCopiesOfAQueue) {
+  constexpr size_t kBytes = size_t{256} << 20;
+  HostMemory host(device_);
+  const HostArray target = host.reserve(kBytes, MemoryKind::kWeights, true);
+  const HostArray written = host.reserve(4096, MemoryKind::kWeights, true);
+  host.commit();
+  ASSERT_GT(host.pinned_bytes(), 0u) << host.warning();
+  const auto source = device_->allocate(kBytes);
+  const auto values = on_device(std::vector<float>{1, 2, 3});
+  const ComputeStream stream = device_->make_stream();
+  for (int i = 0; i < 32; ++i) queue_->copy_to_host(target.data(), source.get(), kBytes);
+  const EventPtr copied = queue_->record();
+  device_->write_to_host(stream, written.as<float>(), static_cast<const float*>(values.get()), 3);
+  device_->record(stream)->synchronize();
+  EXPECT_FALSE(copied->is_done());
+  EXPECT_EQ(written.as<float>()[2], 3.0f);
+  copied->synchronize();
+}
+
 // A copy of 512 MiB on one stream, then a copy that needs its last bytes on another: without the
 // event the second would be long done.
 TEST_F(CudaDeviceTest, QueueWaitsForAnEventOfAnother) {

@@ -103,9 +103,9 @@ TEST_P(EngineFault, AnyCallMayFail) {
 }
 
 std::string name_of(const ::testing::TestParamInfo<std::tuple<Call, Intake>>& info) {
-  constexpr const char* kNames[] = {"CopyToHost",  "CopyToDevice", "QueueWait",
-                                    "QueueRecord", "Synchronize",  "Record",
-                                    "Wait",        "SumOfSquares", "UpdateResident"};
+  constexpr const char* kNames[] = {"CopyToHost",     "CopyToDevice", "QueueWait",  "QueueRecord",
+                                    "Synchronize",    "Record",       "Wait",       "SumOfSquares",
+                                    "UpdateResident", "CopyOnDevice", "WriteToHost"};
   const auto [call, intake] = info.param;
   return std::string(kNames[static_cast<int>(call)]) +
          (intake == Intake::kOffloadsGradients ? "Offloads" : "Keeps");
@@ -115,7 +115,8 @@ INSTANTIATE_TEST_SUITE_P(
     Device, EngineFault,
     ::testing::Combine(::testing::Values(Call::kCopyToHost, Call::kCopyToDevice, Call::kQueueWait,
                                          Call::kQueueRecord, Call::kSynchronize, Call::kRecord,
-                                         Call::kWait, Call::kSumOfSquares, Call::kUpdateResident),
+                                         Call::kWait, Call::kSumOfSquares, Call::kUpdateResident,
+                                         Call::kWriteToHost),
                        ::testing::Values(Intake::kKeepsGradients, Intake::kOffloadsGradients)),
     name_of);
 

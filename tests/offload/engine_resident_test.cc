@@ -77,7 +77,7 @@ TEST(EngineResident, AStepThatNeedsNoNormMeasuresAndWaitsForNothing) {
   ResidentStep step(false, 0);
   EXPECT_EQ(step[Call::kSumOfSquares], 0);
   EXPECT_EQ(step[Call::kSynchronize], 0);
-  EXPECT_EQ(step[Call::kCopyToHost] + step[Call::kCopyToDevice], 0);
+  EXPECT_EQ(step[Call::kCopyToHost] + step[Call::kCopyToDevice] + step[Call::kWriteToHost], 0);
   EXPECT_EQ(step[Call::kUpdateResident], 1);
 }
 

@@ -51,6 +51,7 @@ class PinningDevice final : public Device {
   void update_resident(ComputeStream, std::span<const ResidentUpdate>) override {}
   [[nodiscard]] ComputeStream make_stream() override { return nullptr; }
   void copy_on_device(ComputeStream, void*, const void*, size_t) override {}
+  void write_to_host(ComputeStream, float*, const float*, size_t) override {}
   void poison(ComputeStream, void*, size_t) override {}
   [[nodiscard]] std::shared_ptr<void> allocate(size_t) override { return nullptr; }
 

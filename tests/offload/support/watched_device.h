@@ -31,6 +31,7 @@ enum class Call {
   kSumOfSquares,
   kUpdateResident,
   kCopyOnDevice,
+  kWriteToHost,
   kAllocate,
   kPin,
   kUnpin,
@@ -150,6 +151,11 @@ class WatchedDevice final : public Device {
                       size_t bytes) override {
     (*watcher_)(Call::kCopyOnDevice, nullptr);
     inner_->copy_on_device(stream, target, source, bytes);
+  }
+  void write_to_host(ComputeStream stream, float* host, const float* device,
+                     size_t count) override {
+    (*watcher_)(Call::kWriteToHost, nullptr);
+    inner_->write_to_host(stream, host, device, count);
   }
   void poison(ComputeStream stream, void* target, size_t bytes) override {
     inner_->poison(stream, target, bytes);
