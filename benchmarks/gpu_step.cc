@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -239,6 +240,7 @@ void run_step(std::string_view rule_name, const std::vector<size_t>& sizes,
     parameters[i].weight = weight.at(i);
     if (master_bytes > 0) parameters[i].master = master.at(i);
     parameters[i].elements = sizes[i];
+    parameters[i].rows = std::gcd(sizes[i], size_t{1024});  // for rules that take a matrix
     parameters[i].random_key = random_key(1, i);
   }
   std::vector<std::unique_ptr<DeviceStates>> states;
@@ -247,7 +249,7 @@ void run_step(std::string_view rule_name, const std::vector<size_t>& sizes,
     const StateInfo& info = rule.states[s];
     if (info.needed_by >= 0 && info.key != "momentum_buffer") continue;
     states.push_back(std::make_unique<DeviceStates>(sizes, key.formats[s], info.is_signed, 7 * s));
-    state_bytes += states.back()->bytes_per_element();
+    if (info.shape == StateShape::kElements) state_bytes += states.back()->bytes_per_element();
     for (size_t i = 0; i < sizes.size(); ++i) {
       parameters[i].codes[s] = states.back()->codes(i);
       parameters[i].scales[s] = states.back()->scales(i);

@@ -70,6 +70,15 @@ void add_vectors(const float* gradient, size_t elements, float* accumulated) {
   for (; i < elements; ++i) accumulated[i] += gradient[i];
 }
 
+void add_squares_vectors(const float* values, size_t elements, float* sums) {
+  size_t i = 0;
+  for (; i + Batch::size <= elements; i += Batch::size) {
+    const Batch x = Batch::load_unaligned(values + i);
+    xsimd::fma(x, x, Batch::load_unaligned(sums + i)).store_unaligned(sums + i);
+  }
+  for (; i < elements; ++i) sums[i] = std::fma(values[i], values[i], sums[i]);
+}
+
 /// The 64 lanes of a segment whose length is a multiple of 64.
 void square_lanes_vectors(const float* gradient, size_t elements, float* lanes) {
   constexpr size_t kBatches = kLanes / Batch::size;
@@ -106,6 +115,10 @@ void add_portable(const float* gradient, size_t elements, float* accumulated) {
   for (size_t i = 0; i < elements; ++i) accumulated[i] += gradient[i];
 }
 
+void add_squares_portable(const float* values, size_t elements, float* sums) {
+  for (size_t i = 0; i < elements; ++i) sums[i] = std::fma(values[i], values[i], sums[i]);
+}
+
 /// The order of square_lanes_vectors with the C library's fused multiply-add, which is exact on
 /// every CPU.
 void square_lanes_portable(const float* gradient, size_t elements, float* lanes) {
@@ -127,15 +140,18 @@ bool has_vectors() {
 
 struct Loops {
   void (*add)(const float*, size_t, float*);
+  void (*add_squares)(const float*, size_t, float*);
   void (*square_lanes)(const float*, size_t, float*);
 };
 
 Loops choose(GradientLoops loops) {
 #if defined(OUTBOARD_VECTOR_ARCH)
-  if (loops == GradientLoops::kBest && has_vectors()) return {&add_vectors, &square_lanes_vectors};
+  if (loops == GradientLoops::kBest && has_vectors()) {
+    return {&add_vectors, &add_squares_vectors, &square_lanes_vectors};
+  }
 #endif
   static_cast<void>(loops);
-  return {&add_portable, &square_lanes_portable};
+  return {&add_portable, &add_squares_portable, &square_lanes_portable};
 }
 
 /// As quant::f32_from_f16 without branches, so that compilers vectorise the loop around it:
@@ -186,6 +202,10 @@ void accumulate(const void* gradient, DType type, size_t elements, float* accumu
     widen(advance(gradient, type, i), type, count, wide);
     add(wide, count, accumulated + i);
   }
+}
+
+void add_squares(const float* values, size_t elements, float* sums, GradientLoops loops) {
+  choose(loops).add_squares(values, elements, sums);
 }
 
 void sum_of_squares(const void* gradient, DType type, size_t elements, float* sums,

@@ -20,6 +20,10 @@ enum class GradientLoops { kBest, kPortable };
 void sum_of_squares(const void* gradient, DType type, size_t elements, float* sums,
                     GradientLoops loops = GradientLoops::kBest);
 
+/// sums[i] = fma(values[i], values[i], sums[i]).
+void add_squares(const float* values, size_t elements, float* sums,
+                 GradientLoops loops = GradientLoops::kBest);
+
 /// accumulated = fl(first) for the first micro-batch's own type: widens `elements` values to fp32.
 void widen(const void* gradient, DType type, size_t elements, float* widened);
 

@@ -23,6 +23,17 @@ RuleScalars erased_with_norms(const RuleScalars& scalars, double weight_squares,
   return RuleScalars::of(Rule::with_norms(s, weight_squares, update_squares));
 }
 
+template <NeedsFactors Rule>
+FactorScalars erased_factor_scalars(const RuleScalars& scalars) {
+  return Rule::factor_scalars(scalars.as<typename Rule::template Scalars<float>>());
+}
+
+template <NeedsFactors Rule>
+RuleScalars erased_with_row_mean(const RuleScalars& scalars, double row_mean) {
+  const auto s = scalars.as<typename Rule::template Scalars<float>>();
+  return RuleScalars::of(Rule::with_row_mean(s, row_mean));
+}
+
 template <class Rule>
 constexpr RuleInfo describe(RuleId id) {
   static_assert(Rule::kStates.size() <= kMaxStates);
@@ -33,6 +44,10 @@ constexpr RuleInfo describe(RuleId id) {
                    .check = &Rule::check,
                    .scalars = &erased_scalars<Rule>};
   if constexpr (NeedsNorms<Rule>) info.with_norms = &erased_with_norms<Rule>;
+  if constexpr (NeedsFactors<Rule>) {
+    info.factor_scalars = &erased_factor_scalars<Rule>;
+    info.with_row_mean = &erased_with_row_mean<Rule>;
+  }
   return info;
 }
 

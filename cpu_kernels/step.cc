@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstring>
 
+#include "cpu_kernels/factors.h"
 #include "outboard/error.h"
 
 namespace outboard::cpu {
@@ -48,6 +49,7 @@ struct ResolvedUpdate::Scratch {
   alignas(64) Values gradient;
   Values weight;
   Values state[kMaxStates];
+  Values moments;
 };
 
 /// Copies padded with zeros that stand in for the caller's arrays, which end inside the tile.
@@ -64,8 +66,9 @@ ResolvedUpdate::ResolvedUpdate(const ParameterUpdate& update)
       fused_(fused_kernel(update)) {
   is_in_place_ = transfer_.load_gradient == nullptr && transfer_.load_weight == nullptr &&
                  transfer_.store_weight == nullptr;
+  if (rule_info(update.rule).factor_scalars != nullptr) take_factors();
   for (size_t k = 0; k < kMaxStates; ++k) {
-    if (update.states[k].codes == nullptr) continue;
+    if (update_.states[k].codes == nullptr) continue;
     codecs_[k] = codec(update.formats[k].format);
     is_in_place_ = is_in_place_ && codecs_[k].is_plain_f32;
     unit_elements_ = std::max(unit_elements_, update.formats[k].unit_elements());
@@ -74,6 +77,21 @@ ResolvedUpdate::ResolvedUpdate(const ParameterUpdate& update)
     fail(ErrorKind::kValue, "ResolvedUpdate", "a state format has blocks of ", unit_elements_,
          " elements; at most ", kMostUnitElements, " are supported");
   }
+}
+
+/// What this pass only reads is no state to it any more.
+void ResolvedUpdate::take_factors() {
+  const RuleInfo& rule = rule_info(update_.rule);
+  factors_ = rule.factor_scalars(update_.scalars);
+  for (size_t k = 0; k < rule.states.size(); ++k) {
+    if (rule.states[k].shape == StateShape::kElements) continue;
+    const bool is_row = rule.states[k].shape == StateShape::kRows;
+    (is_row ? rows_ : columns_) = {static_cast<const float*>(update_.states[k].codes),
+                                   state_elements(rule.states[k], update_.elements, update_.rows)};
+    if (is_row) joined_ = k;
+    update_.states[k] = {};
+  }
+  is_in_place_ = false;
 }
 
 RandomContext ResolvedUpdate::random(uint32_t stream) const {
@@ -137,6 +155,12 @@ RuleTile ResolvedUpdate::load(const Run& run, Scratch& scratch) const {
     const size_t count = round_up(run.count, update_.formats[k].unit_elements());
     codecs_[k].decode(state, run.first, count, scratch.state[k].value);
     tile.state[k] = scratch.state[k].value;
+  }
+  if (!columns_.empty()) {
+    float* const moments = scratch.moments.value;
+    join_factors(factors_, rows_, columns_, run.first, run.count, moments);
+    std::fill(moments + run.count, moments + tile_elements, 0.0f);
+    tile.state[joined_] = moments;
   }
   return tile;
 }

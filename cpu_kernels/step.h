@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 
 #include "cpu_kernels/fused.h"
 #include "cpu_kernels/rule_kernel.h"
@@ -26,6 +27,7 @@ struct ParameterUpdate {
   RuleId rule;
   RuleScalars scalars;
   size_t elements = 0;
+  size_t rows = 0;  ///< of the parameter as a matrix, for rules that keep row and column means
   const void* gradient = nullptr;
   DType gradient_type = DType::kF32;
   void* weight = nullptr;
@@ -66,6 +68,7 @@ class ResolvedUpdate {
   [[nodiscard]] RuleTile load(const Run& run, Scratch& scratch) const;
   void update_run(const Run& run, Scratch& scratch) const;
   void update_tail(size_t first, Scratch& scratch) const;
+  void take_factors();
   [[nodiscard]] Run copy_tail(size_t first, Tail& tail) const;
   [[nodiscard]] Run run_at(size_t first, size_t count) const;
   [[nodiscard]] RandomContext random(uint32_t stream) const;
@@ -76,6 +79,10 @@ class ResolvedUpdate {
       true;  ///< everything is fp32 where it lies: the rule runs on whole ranges at once
   Transfer transfer_;
   RuleKernel rule_;
+  std::span<const float> rows_;  ///< of a rule that keeps row and column means; else empty
+  std::span<const float> columns_;
+  FactorScalars factors_ = {};
+  size_t joined_ = 0;            ///< the state in whose place such a rule finds products of both
   FusedKernel fused_ = nullptr;  ///< null: the passes do everything
   std::array<Codec, kMaxStates> codecs_ = {};
 };

@@ -25,4 +25,13 @@ bool needs_norms(RuleId rule) {
   return kAnswers[static_cast<size_t>(rule)];
 }
 
+bool needs_factors(RuleId rule) {
+  static constexpr std::array<bool, kRuleCount> kAnswers = {
+#define OUTBOARD_RULE(type, stem) NeedsFactors<rules::type>,
+#include "outboard/rules.def"
+#undef OUTBOARD_RULE
+  };
+  return kAnswers[static_cast<size_t>(rule)];
+}
+
 }  // namespace outboard::gpu

@@ -34,7 +34,10 @@ struct TableContents {
   std::span<const DeviceParameter> parameters;
   std::span<const DeviceNumbers> numbers;  ///< one for each parameter, or none
   uint32_t states = 0;
-  bool has_norms = false;  ///< the table has a NormWorkspace
+  bool has_norms = false;    ///< the table has a NormWorkspace
+  bool has_factors = false;  ///< and a FactorWorkspace
+
+  [[nodiscard]] bool has_scalars() const { return has_norms || has_factors || !numbers.empty(); }
 };
 
 template <class T>
@@ -48,6 +51,7 @@ struct TableSlot {
   std::vector<DeviceParameter> parameters;
   std::vector<DeviceNumbers> numbers;
   bool has_norms = false;
+  bool has_factors = false;
   TableMemory memory;
   LaunchTable table = {};
   TableEvent uploaded;  ///< after the copy that reads the pinned image
@@ -55,8 +59,8 @@ struct TableSlot {
   uint64_t last_use = 0;
 
   [[nodiscard]] bool holds(const TableContents& contents) const {
-    return has_norms == contents.has_norms && are_same(parameters, contents.parameters) &&
-           are_same(numbers, contents.numbers);
+    return has_norms == contents.has_norms && has_factors == contents.has_factors &&
+           are_same(parameters, contents.parameters) && are_same(numbers, contents.numbers);
   }
 };
 
@@ -96,8 +100,11 @@ void check_parameter(const LaunchKey& key, const DeviceParameter& parameter, siz
           "has a master or state that is not aligned to 16 bytes; align it");
   require(parameter.element_offset % kTileElements == 0,
           "starts inside a tile of its whole parameter; cut at multiples of 256 elements");
-  require(!needs_norms(key.rule) || parameter.element_offset == 0,
-          "is a piece, and its rule needs the norms of the whole parameter; launch it whole");
+  require(!rule_info(key.rule).needs_whole() || parameter.element_offset == 0,
+          "is a piece, and its rule looks at the whole parameter first; launch it whole");
+  require(
+      !needs_factors(key.rule) || (parameter.rows > 0 && parameter.elements % parameter.rows == 0),
+      "has rows that do not divide its elements; give those of a matrix");
   require(reinterpret_cast<uintptr_t>(parameter.gradient) % bytes_of(key.gradient_type) == 0 &&
               reinterpret_cast<uintptr_t>(parameter.weight) % bytes_of(key.weight_type) == 0,
           "has a weight or gradient that is not aligned to its own element size; align it");
@@ -129,7 +136,8 @@ class StepLauncher::Impl {
     const auto first = std::find_if(parameters.begin(), parameters.end(),
                                     [](const auto& parameter) { return parameter.elements > 0; });
     if (first == parameters.end()) return;
-    const TableContents contents{parameters, numbers, state_mask(*first), needs_norms(key.rule)};
+    const TableContents contents{parameters, numbers, state_mask(*first), needs_norms(key.rule),
+                                 needs_factors(key.rule)};
     for (size_t i = 0; i < parameters.size(); ++i) {
       if (parameters[i].elements > 0) check_parameter(key, parameters[i], i, contents.states);
     }
@@ -192,54 +200,80 @@ class StepLauncher::Impl {
     complete(slot, contents, is_copied ? slot.memory.device() : slot.memory.host());
   }
 
-  // Makes room for a table and writes its image: parameters, numbers, blocks. Returns its bytes.
+  // Where the parts of a table's image begin, and how long it is.
+  struct Image {
+    size_t numbers, blocks, offsets, bytes;
+
+    explicit Image(const TableContents& contents)
+        : numbers(contents.parameters.size_bytes()),
+          blocks(numbers + contents.numbers.size_bytes()),
+          offsets(blocks + count_blocks(contents.parameters) * sizeof(BlockWork)),
+          bytes(offsets +
+                (contents.has_factors ? contents.parameters.size() * sizeof(uint64_t) : 0)) {}
+    // Where in device memory scalars follow, and behind them sums.
+    [[nodiscard]] size_t scalars() const { return round_up(bytes, alignof(RuleScalars)); }
+  };
+
+  // Makes room for a table and writes its image: parameters, numbers, blocks, offsets. Returns its
+  // bytes.
   static size_t reserve(TableSlot& slot, const TableContents& contents) {
-    const auto& [parameters, numbers, states, has_norms] = contents;
-    const size_t blocks = count_blocks(parameters);
-    const size_t listed = parameters.size_bytes() + numbers.size_bytes();
-    const size_t bytes = listed + blocks * sizeof(BlockWork);
-    const size_t sums_bytes = has_norms ? 2 * blocks * kBlockSegments * sizeof(float) : 0;
+    const auto& [parameters, numbers, states, has_norms, has_factors] = contents;
+    const Image image(contents);
+    const size_t norm_sums = has_norms ? 2 * count_blocks(parameters) * kBlockSegments : 0;
+    const std::vector<uint64_t> offsets = factor_offsets(contents);
+    const size_t sums_bytes = (norm_sums + offsets.back()) * sizeof(float);
     const size_t scalars_bytes =
-        has_norms || !numbers.empty() ? parameters.size() * sizeof(RuleScalars) : 0;
-    slot.memory.reserve(bytes, scalars_at(bytes) - bytes + scalars_bytes + sums_bytes);
-    std::memcpy(slot.memory.host(), parameters.data(), parameters.size_bytes());
+        contents.has_scalars() ? parameters.size() * sizeof(RuleScalars) : 0;
+    slot.memory.reserve(image.bytes, image.scalars() - image.bytes + scalars_bytes + sums_bytes);
+    std::byte* const host = slot.memory.host();
+    std::memcpy(host, parameters.data(), parameters.size_bytes());
     if (!numbers.empty()) {
-      std::memcpy(slot.memory.host() + parameters.size_bytes(), numbers.data(),
-                  numbers.size_bytes());
+      std::memcpy(host + image.numbers, numbers.data(), numbers.size_bytes());
     }
-    fill_blocks(parameters, slot.memory.host() + listed);
-    return bytes;
+    fill_blocks(parameters, host + image.blocks);
+    std::memcpy(host + image.offsets, offsets.data(), image.bytes - image.offsets);
+    return image.bytes;
   }
 
-  // Where in device memory scalars follow an image of `bytes`, and behind them sums.
-  static size_t scalars_at(size_t bytes) { return round_up(bytes, alignof(RuleScalars)); }
+  // Where each parameter's sums of rows and columns begin, and last where they end.
+  static std::vector<uint64_t> factor_offsets(const TableContents& contents) {
+    std::vector<uint64_t> offsets{0};
+    for (const DeviceParameter& parameter : contents.parameters) {
+      const uint64_t rows = contents.has_factors ? parameter.rows : 0;
+      const uint64_t columns = rows == 0 ? 0 : parameter.elements / rows;
+      offsets.push_back(offsets.back() + rows * norm_segments(columns) +
+                        norm_segments(rows) * columns);
+    }
+    return offsets;
+  }
 
   // The table whose image lies at `begin`.
   static void complete(TableSlot& slot, const TableContents& contents, const std::byte* begin) {
-    const auto& [parameters, numbers, states, has_norms] = contents;
+    const auto& [parameters, numbers, states, has_norms, has_factors] = contents;
+    const Image image(contents);
     const size_t blocks = count_blocks(parameters);
-    const size_t listed = parameters.size_bytes() + numbers.size_bytes();
-    std::byte* const behind =
-        slot.memory.device() + scalars_at(listed + blocks * sizeof(BlockWork));
+    std::byte* const behind = slot.memory.device() + image.scalars();
     DeviceTable& table = slot.table.step;
     table = {.parameters = reinterpret_cast<const DeviceParameter*>(begin),
-             .blocks = reinterpret_cast<const BlockWork*>(begin + listed),
+             .blocks = reinterpret_cast<const BlockWork*>(begin + image.blocks),
              .norms = {},
+             .factors = {},
              .scalars = nullptr,
              .block_count = static_cast<uint32_t>(blocks),
              .state_mask = states};
     slot.table.own = {.numbers = nullptr,
                       .parameter_count = static_cast<uint32_t>(parameters.size())};
     if (!numbers.empty()) {
-      slot.table.own.numbers =
-          reinterpret_cast<const DeviceNumbers*>(begin + parameters.size_bytes());
+      slot.table.own.numbers = reinterpret_cast<const DeviceNumbers*>(begin + image.numbers);
     }
-    if (has_norms || !numbers.empty()) table.scalars = reinterpret_cast<RuleScalars*>(behind);
-    if (has_norms) {
-      table.norms.weight_sums = reinterpret_cast<float*>(table.scalars + parameters.size());
-      table.norms.update_sums = table.norms.weight_sums + blocks * kBlockSegments;
+    if (contents.has_scalars()) table.scalars = reinterpret_cast<RuleScalars*>(behind);
+    auto* const sums = reinterpret_cast<float*>(table.scalars + parameters.size());
+    if (has_norms) table.norms = {sums, sums + blocks * kBlockSegments};
+    if (has_factors) {
+      table.factors = {sums, reinterpret_cast<const uint64_t*>(begin + image.offsets)};
     }
     slot.has_norms = has_norms;
+    slot.has_factors = has_factors;
     slot.numbers.assign(numbers.begin(), numbers.end());
     slot.parameters.assign(parameters.begin(), parameters.end());
   }

@@ -11,6 +11,7 @@
 
 #include "gpu_kernels/cuda_check.h"
 #include "gpu_kernels/device_numbers.cuh"
+#include "gpu_kernels/factors.cuh"
 #include "gpu_kernels/fast_arithmetic.cuh"
 #include "gpu_kernels/launch.h"
 #include "gpu_kernels/measure.cuh"
@@ -74,6 +75,9 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
   decode_words(types, states, run, words, values);
   constexpr bool kMayBeVoid = kUsual && kWhole;
   const int count = kWhole ? kRun : run.count;
+  if constexpr (NeedsFactors<Rule>) {
+    join_factors<Rule, kRun>(Rule::factor_scalars(scalars), parameter, run.first, count, values);
+  }
   const bool is_void = update_values<Rule, Formats, kRun, kMayBeVoid>(scalars, count, values);
   if constexpr (kMayBeVoid) {
     if (__any_sync(0xFFFFFFFFu, is_void)) {  // nothing is stored yet: the warp begins again
@@ -146,6 +150,7 @@ void launch_case(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   if constexpr (NeedsNorms<Rule>) {
     enqueue_norms<Rule, Types, Formats, kRun, kOwn>(arguments, stream);
   }
+  if constexpr (NeedsFactors<Rule>) enqueue_factors<Rule, kOwn>(arguments, stream);
   const auto launch = [&](auto is_usual) {
     fused_step<Rule, Types, Formats, kRun, is_usual.value, kOwn>
         <<<arguments.table.block_count, kBlockThreads, 0, stream>>>(arguments);
@@ -171,7 +176,8 @@ template <class Rule, class Types, class Formats, bool kOwn = false>
 bool launch_if(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   if (!Types::match(arguments.types)) return false;
   for (int s = 0; s < RuleStates<Rule>::kCount; ++s) {
-    const bool exists = ((arguments.table.state_mask >> s) & 1) != 0;
+    const uint32_t held = arguments.table.state_mask & ~RuleStates<Rule>::kVectors;
+    const bool exists = ((held >> s) & 1) != 0;
     const bool is_signed = ((RuleStates<Rule>::kSigned >> s) & 1) != 0;
     if (exists && !Formats::match(is_signed, arguments.formats[s].format)) return false;
   }

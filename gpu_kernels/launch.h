@@ -32,11 +32,20 @@ struct NormWorkspace {
   float* update_sums;  ///< likewise
 };
 
+/// Where the passes over rows and columns hand on what they found; null for other rules.
+struct FactorWorkspace {
+  float* sums;
+  /// Of each parameter its place in `sums`: of each row its segments, then of each segment of
+  /// kNormSegmentElements rows its columns.
+  const uint64_t* offsets;
+};
+
 /// A launch table in device memory.
 struct DeviceTable {
   const DeviceParameter* parameters;
   const BlockWork* blocks;
   NormWorkspace norms;
+  FactorWorkspace factors;
   RuleScalars* scalars;  ///< one for each parameter, formed by earlier passes; else null
   uint32_t block_count;
   uint32_t state_mask;  ///< bit s: state s exists (in every parameter alike)
@@ -55,7 +64,8 @@ struct LaunchTable {
 };
 
 /// Enqueues the kernel over `table` on `stream` (before it the one that forms scalars, where
-/// numbers lie on the device, and for a rule that needs norms those that measure). Throws
+/// numbers lie on the device, and for a rule that looks at whole parameters first those that do).
+/// Throws
 /// Error(kDevice) when the launch fails.
 using RuleLauncher = void (*)(const LaunchKey& key, const LaunchTable& table, StreamHandle stream);
 
@@ -64,6 +74,8 @@ using RuleLauncher = void (*)(const LaunchKey& key, const LaunchTable& table, St
 
 /// Whether the launcher of `rule` needs a NormWorkspace.
 [[nodiscard]] bool needs_norms(RuleId rule);
+/// Whether it needs a FactorWorkspace.
+[[nodiscard]] bool needs_factors(RuleId rule);
 
 // launch_<stem>(), defined in rules/<stem>.cu.
 #define OUTBOARD_RULE(type, stem) \

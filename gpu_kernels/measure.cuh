@@ -26,11 +26,12 @@ __device__ __forceinline__ decltype(auto) first_scalars_of(const StepArguments<R
   }
 }
 
-/// The scalars with which it is updated: norms give it its own in any case.
+/// The scalars with which it is updated: a first pass gives it its own in any case.
 template <class Rule, bool kOwn>
 __device__ __forceinline__ decltype(auto) scalars_of(const StepArguments<Rule>& arguments,
                                                      uint32_t parameter) {
-  return first_scalars_of < Rule, kOwn || NeedsNorms < Rule >> (arguments, parameter);
+  constexpr bool kIsOwn = kOwn || NeedsNorms<Rule> || NeedsFactors<Rule>;
+  return first_scalars_of<Rule, kIsOwn>(arguments, parameter);
 }
 
 /// Writes kRun values to shared memory, 16 bytes at a time.

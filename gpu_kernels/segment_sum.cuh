@@ -12,7 +12,8 @@ inline constexpr int kWarpLanes = 32;
 /// The sum of the order's 64 lanes; thread t holds lanes 2t (`even`) and 2t + 1 (`odd`). Valid in
 /// thread 0. Its halvings 32, 16, 8, 4, 2 are halvings of the warp, and its last is within thread
 /// 0.
-__device__ __forceinline__ float sum_lanes(float even, float odd) {
+template <class T>
+__device__ __forceinline__ T sum_lanes(T even, T odd) {
 #pragma unroll
   for (int distance = kWarpLanes / 2; distance > 0; distance /= 2) {
     even = exact::add(even, __shfl_down_sync(0xFFFFFFFFu, even, distance));

@@ -31,8 +31,9 @@ struct DeviceParameter {
   std::array<float*, kMaxStates> scales = {};
   uint64_t elements = 0;
   /// Index of element 0 in the whole parameter, for the generator; a multiple of kTileElements. 0
-  /// for a rule that needs norms, which are those of what is launched.
+  /// for a rule that looks at the whole parameter first, which is what is launched.
   uint64_t element_offset = 0;
+  uint64_t rows = 0;  ///< of the parameter as a matrix, for rules that keep row and column means
   RandomKey random_key;
 };
 

@@ -140,6 +140,15 @@ struct RuleStates {
   }();
   static constexpr uint32_t kAlways =
       mask([](const StateInfo& state) { return state.needed_by < 0; });
+  /// States that hold rows or columns, which the fused step only reads.
+  static constexpr uint32_t kVectors =
+      mask([](const StateInfo& state) { return state.shape != StateShape::kElements; });
+  /// Which state holds the rows; the one behind it holds the columns.
+  static constexpr int kRows = [] {
+    int s = 0;
+    while (s < kCount && Rule::kStates[s].shape != StateShape::kRows) ++s;
+    return s;
+  }();
 };
 
 /// Whether state `s` is stored from the root that the rule forms.
@@ -168,7 +177,9 @@ struct StateAccess {
   const StepArguments<Rule>& arguments;
   const DeviceParameter& parameter;
 
+  /// Whether state `s` exists, with a value for each element.
   __device__ __forceinline__ bool exists(int s) const {
+    if (((States::kVectors >> s) & 1) != 0) return false;
     return ((States::kAlways >> s) & 1) != 0 || ((arguments.table.state_mask >> s) & 1) != 0;
   }
   /// Whether state `s` holds the run. Only long blocks reach beyond the last tile; the answer is

@@ -48,6 +48,7 @@ gpu::DeviceParameter parameter_of(const ResidentUpdate& update) {
           .scales = update.scales,
           .elements = update.elements,
           .element_offset = update.element_offset,
+          .rows = update.rows,
           .random_key = {update.random_key_low, update.random_key_high}};
 }
 

@@ -13,6 +13,21 @@ constexpr std::string_view kWho = "Engine";
 // Far above every memory, far below where byte counts overflow.
 constexpr size_t kMostElements = size_t{1} << 48;
 
+void check_factors(const ParameterSpec& spec) {
+  const RuleInfo& rule = rule_info(*spec.rule);
+  if (rule.factor_scalars == nullptr || spec.elements == 0) return;
+  if (spec.rows == 0 || spec.elements % spec.rows != 0) {
+    fail(ErrorKind::kValue, kWho, spec.name, " has ", spec.elements, " elements and ", spec.rows,
+         " rows, and ", rule.name, " needs a matrix; give rows that divide the elements");
+  }
+  for (size_t i = 0; i < rule.states.size(); ++i) {
+    if (rule.states[i].shape == StateShape::kElements || spec.formats[i] == StateFormat{}) continue;
+    fail(ErrorKind::kValue, kWho, "the state ", rule.states[i].key, " of ", spec.name, " is to be ",
+         format_info(spec.formats[i].format).name,
+         ", and row and column means are kept in fp32; give f32");
+  }
+}
+
 void check_spec(const ParameterSpec& spec, const Device* device) {
   if (spec.memory == Memory::kDevice && device == nullptr) {
     fail(ErrorKind::kValue, kWho, spec.name, " is in device memory but the engine has no device; ",
@@ -35,6 +50,7 @@ void check_spec(const ParameterSpec& spec, const Device* device) {
          "fp32 or no master, float16 an fp32 master");
   }
   if (spec.rule) check_hyper(rule_info(*spec.rule), spec.hyper, kWho);
+  if (spec.rule) check_factors(spec);
 }
 
 }  // namespace
@@ -188,7 +204,11 @@ void Engine::ensure_states(size_t parameter, std::span<const double> hyper) {
 }
 
 void Engine::set_formats(size_t parameter, const std::array<StateFormat, kMaxStates>& formats) {
-  impl_->pipeline.set_formats(impl_->pipeline.parameter(parameter), formats);
+  Parameter& target = impl_->pipeline.parameter(parameter);
+  ParameterSpec wanted = target.spec;
+  wanted.formats = formats;
+  if (wanted.rule) check_factors(wanted);
+  impl_->pipeline.set_formats(target, formats);
 }
 
 void Engine::set_placements(std::span<const PlacementChange> changes, ComputeStream stream) {

@@ -51,10 +51,10 @@ void HostLane::run_next() {
 
 void HostLane::measure(const std::vector<PieceUpdate>& pieces) {
   // Order: the pieces of a parameter are pushed together and taken from its first element on, so
-  // its norms are those of weights of which none has been updated yet.
+  // what is measured is that of weights of which none has been updated yet.
   std::vector<Parameter*> measured;
   for (const PieceUpdate& piece : pieces) {
-    if (piece.first == 0 && piece.parameter->needs_norms()) measured.push_back(piece.parameter);
+    if (piece.first == 0 && piece.parameter->needs_whole()) measured.push_back(piece.parameter);
   }
   if (!measured.empty()) update_.measure(pieces, measured);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "cpu_kernels/factors.h"
 #include "cpu_kernels/gradient_math.h"
 #include "cpu_kernels/measure.h"
 #include "cpu_kernels/step.h"
@@ -23,6 +24,7 @@ cpu::ParameterUpdate update_of(const PieceUpdate& piece) {
   return {.rule = *spec.rule,
           .scalars = parameter.scalars,
           .elements = spec.elements,
+          .rows = spec.rows,
           .gradient = piece.gradient,
           .gradient_type = piece.gradient_type,
           .weight = parameter.host_weight,
@@ -74,16 +76,25 @@ void HostUpdate::sum_of_squares(Parameter& parameter) {
 void HostUpdate::measure(const std::vector<PieceUpdate>& pieces,
                          const std::vector<Parameter*>& parameters) {
   const Stopwatch watch(times_.updating);
-  std::vector<cpu::ParameterNorms> norms;
-  std::vector<size_t> lengths;
-  for (const Parameter* parameter : parameters) {
+  std::vector<std::pair<Parameter*, cpu::ParameterNorms>> norms;
+  std::vector<std::pair<Parameter*, cpu::ParameterFactors>> factors;
+  std::vector<size_t> lengths, units;
+  for (Parameter* const parameter : parameters) {
     const auto piece = std::ranges::find(pieces, parameter, &PieceUpdate::parameter);
-    norms.emplace_back(update_of(*piece));
-    lengths.push_back(parameter->spec.elements);
+    const cpu::ParameterUpdate update = update_of(*piece);
+    if (rule_info(update.rule).factor_scalars != nullptr) {
+      units.push_back(factors.emplace_back(parameter, update).second.units());
+    } else {
+      norms.emplace_back(parameter, update);
+      lengths.push_back(parameter->spec.elements);
+    }
   }
   arena_.run_many(lengths, kGrainElements,
-                  [&](size_t i, size_t first, size_t last) { norms[i].run(first, last); });
-  for (size_t i = 0; i < norms.size(); ++i) parameters[i]->scalars = norms[i].scalars();
+                  [&](size_t i, size_t first, size_t last) { norms[i].second.run(first, last); });
+  arena_.run_many(units, 1,
+                  [&](size_t i, size_t first, size_t last) { factors[i].second.run(first, last); });
+  for (auto& [parameter, measured] : norms) parameter->scalars = measured.scalars();
+  for (auto& [parameter, measured] : factors) parameter->scalars = measured.finish();
 }
 
 UpdatedWeight HostUpdate::update(const std::vector<PieceUpdate>& pieces) {

@@ -65,9 +65,9 @@ class HostUpdate {
   /// Sums of squares of a gradient in host memory.
   void sum_of_squares(Parameter& parameter);
 
-  /// The first pass of rules that need norms, over the whole of each of `parameters`, whose first
-  /// pieces are among `pieces` and whose gradients have arrived: replaces their scalars by those
-  /// that the norms give. Comes before the first update() of a piece.
+  /// The first pass of rules that look at whole parameters (norms, row and column means), over each
+  /// of `parameters`, whose first pieces are among `pieces` and whose gradients have arrived:
+  /// replaces their scalars by those that it gives. Comes before the first update() of a piece.
   void measure(const std::vector<PieceUpdate>& pieces, const std::vector<Parameter*>& parameters);
 
   /// Waits for the gradients, then updates master, state and host image of every piece.

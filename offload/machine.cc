@@ -137,9 +137,10 @@ class UpdateProbe {
   UpdateProbe(const UpdateToMeasure& wish, size_t elements, int threads)
       : elements_(elements), memory_(nullptr, false, threads) {
     const RuleInfo& rule = rule_info(wish.rule);
-    if (rule.with_norms != nullptr) {
+    if (rule.needs_whole()) {
       fail(ErrorKind::kValue, "measure_machine", rule.name,
-           " needs norms of whole parameters; measure AdamW, and expect a second pass");
+           rule.with_norms != nullptr ? " needs norms" : " needs row and column means",
+           " of whole parameters; measure AdamW, and expect a second pass");
     }
     const size_t padded = padded_elements(elements);
     const HostArray gradient = reserve(elements * bytes_of(wish.type));
@@ -218,6 +219,7 @@ double state_bytes(RuleId rule, const std::string& state_format) {
   size_t bytes = 0;
   for (size_t i = 0; i < info.states.size(); ++i) {
     if (!needs_state(info, i, hyper)) continue;
+    if (info.states[i].shape != StateShape::kElements) continue;  // next to nothing
     const StateFormat format = format_of(info.states[i], formats);
     bytes += format.code_bytes(kElements) + format.scale_count(kElements) * sizeof(float);
   }

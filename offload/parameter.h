@@ -96,10 +96,10 @@ struct Parameter {
   [[nodiscard]] bool is_offloaded() const {
     return is_host_updated() && spec.memory == Memory::kDevice;
   }
-  /// Its rule needs norms of the whole parameter, so that no piece can be updated before all of the
+  /// Its rule looks at the whole parameter first, so that no piece can be updated before all of the
   /// gradient is there.
-  [[nodiscard]] bool needs_norms() const {
-    return spec.rule && rule_info(*spec.rule).with_norms != nullptr;
+  [[nodiscard]] bool needs_whole() const {
+    return spec.rule && rule_info(*spec.rule).needs_whole();
   }
   [[nodiscard]] bool has_gradient() const { return contributions > 0; }
 

@@ -82,8 +82,8 @@ void Pipeline::settle() {
 }
 
 size_t Pipeline::stream_piece_elements(const Parameter& parameter) const {
-  // A norm is of the whole parameter, which then has to be on the device at once.
-  return parameter.needs_norms() ? std::max<size_t>(parameter.spec.elements, 1) : stream_elements_;
+  // What is measured is the whole parameter, which then has to be on the device at once.
+  return parameter.needs_whole() ? std::max<size_t>(parameter.spec.elements, 1) : stream_elements_;
 }
 
 size_t Pipeline::slot_bytes(const Parameter& parameter) const {

@@ -97,7 +97,7 @@ void Pipeline::push_host(Parameter& parameter, int64_t step, bool has_arrived,
     return;
   }
   // In the order in which gradients were sent, so that none holds up another that comes before it.
-  releaser_.post([this, is_whole = parameter.needs_norms(), pieces = std::move(pieces)] {
+  releaser_.post([this, is_whole = parameter.needs_whole(), pieces = std::move(pieces)] {
     if (is_whole) {
       for (const PieceUpdate& piece : pieces) piece.arrival.wait();
     }
@@ -155,6 +155,7 @@ ResidentUpdate Pipeline::resident_update(const Parameter& parameter, const RuleS
                         .random_key_low = parameter.random_key.low,
                         .random_key_high = parameter.random_key.high,
                         .elements = spec.elements,
+                        .rows = spec.rows,
                         .gradient = parameter.gradient(),
                         .weight = spec.weight,
                         .master = parameter.master,

@@ -28,8 +28,9 @@ ParameterToPlan parameter_to_plan(const ParameterSpec& spec) {
   size_t bytes = 0;
   for (size_t i = 0; i < rule.states.size(); ++i) {
     if (!needs_state(rule, i, spec.hyper)) continue;
-    bytes += spec.formats[i].code_bytes(spec.elements) +
-             spec.formats[i].scale_count(spec.elements) * sizeof(float);
+    const size_t elements = state_elements(spec, i);
+    bytes += spec.formats[i].code_bytes(elements) +
+             spec.formats[i].scale_count(elements) * sizeof(float);
   }
   parameter.state_bytes = static_cast<double>(bytes) / static_cast<double>(spec.elements);
   return parameter;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu_kernels/factors.h"
 #include "cpu_kernels/gradient_math.h"
 #include "cpu_kernels/measure.h"
 #include "cpu_kernels/step.h"
@@ -122,6 +123,7 @@ cpu::ParameterUpdate update_of(const ResidentUpdate& update) {
       .rule = update.rule,
       .scalars = update.scalars,
       .elements = skipped + update.elements,
+      .rows = update.rows,
       .gradient = before(update.gradient, skipped * bytes_of(update.type)),
       .gradient_type = update.type,
       .weight = before(update.weight, skipped * bytes_of(update.type)),
@@ -147,6 +149,9 @@ void run_piece(cpu::ParameterUpdate update, size_t first) {
     cpu::ParameterNorms norms(update);
     norms.run(0, update.elements);
     update.scalars = norms.scalars();
+  }
+  if (rule_info(update.rule).factor_scalars != nullptr) {
+    update.scalars = cpu::factored_scalars(update);
   }
   cpu::ResolvedUpdate(update).run(first, update.elements);
 }

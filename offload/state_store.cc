@@ -67,8 +67,8 @@ std::vector<StateStore::Wish> StateStore::wishes_of(Parameter& parameter,
   const RuleInfo& rule = rule_info(*spec.rule);
   for (size_t i = 0; i < rule.states.size(); ++i) {
     if (!needs_state(rule, i, hyper) || parameter.states[i].codes != nullptr) continue;
-    add_state_wishes(spec.formats[i], spec.elements, parameter.is_streamed(), parameter.states[i],
-                     wishes);
+    add_state_wishes(spec.formats[i], state_elements(spec, i), parameter.is_streamed(),
+                     parameter.states[i], wishes);
   }
   return wishes;
 }
@@ -151,9 +151,10 @@ std::vector<StateStore::Leftover> StateStore::leftovers(
   std::vector<Leftover> arrays;
   for (size_t i = 0; i < kMaxStates; ++i) {
     const StateFormat& format = spec.formats[i];
-    arrays.push_back({states[i].codes, format.code_bytes(spec.elements), MemoryKind::kState});
+    const size_t elements = state_elements(spec, i);
+    arrays.push_back({states[i].codes, format.code_bytes(elements), MemoryKind::kState});
     arrays.push_back(
-        {states[i].scales, format.scale_count(spec.elements) * sizeof(float), MemoryKind::kState});
+        {states[i].scales, format.scale_count(elements) * sizeof(float), MemoryKind::kState});
   }
   std::erase_if(arrays, [](const Leftover& array) { return array.begin == nullptr; });
   return arrays;
@@ -178,12 +179,11 @@ void StateStore::remake_states(Parameter& parameter,
   size_t old_device_bytes = 0;
   for (size_t i = 0; i < kMaxStates; ++i) {
     if (parameter.states[i].codes == nullptr) continue;
-    add_state_wishes(formats[i], parameter.spec.elements, parameter.is_streamed(), fresh[i],
-                     wishes);
+    const size_t elements = state_elements(parameter.spec, i);
+    add_state_wishes(formats[i], elements, parameter.is_streamed(), fresh[i], wishes);
     const StateFormat& old = parameter.spec.formats[i];
-    old_device_bytes +=
-        round_up(old.code_bytes(parameter.spec.elements), kDeviceAlignment) +
-        round_up(old.scale_count(parameter.spec.elements) * sizeof(float), kDeviceAlignment);
+    old_device_bytes += round_up(old.code_bytes(elements), kDeviceAlignment) +
+                        round_up(old.scale_count(elements) * sizeof(float), kDeviceAlignment);
   }
   if (parameter.has_host_state()) {
     SpareMemory spares_before = spares_;
@@ -331,7 +331,7 @@ std::vector<StateStore::Wish> StateStore::second_wishes_of(Parameter& parameter)
   for (size_t i = 0; i < kMaxStates; ++i) {
     StateArray& second = parameter.second.states[i];
     if (parameter.states[i].codes == nullptr || second.codes != nullptr) continue;
-    add_state_wishes(spec.formats[i], spec.elements, true, second, wishes);
+    add_state_wishes(spec.formats[i], state_elements(spec, i), true, second, wishes);
   }
   return wishes;
 }

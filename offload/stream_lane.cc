@@ -16,6 +16,11 @@ size_t master_bytes(const ParameterSpec& spec, size_t elements) {
   return padded_elements(elements) * bytes_of(spec.master_format);
 }
 
+// Values that state `i` holds of a piece. Of rows and columns a piece has all: it is the parameter.
+size_t held_elements(const ParameterSpec& spec, size_t i, size_t elements) {
+  return elements == spec.elements ? state_elements(spec, i) : elements;
+}
+
 }  // namespace
 
 StreamLane::StreamLane(std::shared_ptr<Device> device, Progress& progress, Trace& trace,
@@ -34,8 +39,9 @@ size_t StreamLane::slot_bytes(const Parameter& parameter, size_t elements) {
   size_t bytes = round_up(master_bytes(spec, elements), kAlignment);
   for (size_t i = 0; i < kMaxStates; ++i) {
     if (parameter.states[i].codes == nullptr) continue;
-    bytes += round_up(spec.formats[i].code_bytes(elements), kAlignment);
-    bytes += round_up(spec.formats[i].scale_count(elements) * sizeof(float), kAlignment);
+    const size_t held = held_elements(spec, i, elements);
+    bytes += round_up(spec.formats[i].code_bytes(held), kAlignment);
+    bytes += round_up(spec.formats[i].scale_count(held) * sizeof(float), kAlignment);
   }
   return std::max(bytes, kAlignment);  // a piece without either takes a slot as well
 }
@@ -197,11 +203,12 @@ std::vector<StreamLane::Part> StreamLane::place(StreamWork& work, std::byte* mem
     const StateArray& to = work.to.states[i];
     if (from.codes == nullptr) continue;
     const StateFormat& format = spec.formats[i];
+    const size_t held = held_elements(spec, i, elements);
     work.update.codes[i] =
-        add(from.codes, to.codes, format.code_bytes(first), format.code_bytes(elements));
+        add(from.codes, to.codes, format.code_bytes(first), format.code_bytes(held));
     work.update.scales[i] =
         static_cast<float*>(add(from.scales, to.scales, format.scale_count(first) * sizeof(float),
-                                format.scale_count(elements) * sizeof(float)));
+                                format.scale_count(held) * sizeof(float)));
   }
   return parts;
 }

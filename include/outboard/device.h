@@ -56,7 +56,9 @@ struct ResidentUpdate {
   uint32_t random_key_low = 0;
   uint32_t random_key_high = 0;
   size_t elements = 0;
-  size_t element_offset = 0;  ///< of element 0 in its whole parameter; 0 for rules that need norms
+  size_t element_offset = 0;  ///< of element 0 in its whole parameter; 0 for rules that look at the
+                              ///< whole of it first
+  size_t rows = 0;  ///< of the parameter as a matrix, for rules that keep row and column means
   const void* gradient = nullptr;
   void* weight = nullptr;
   void* master = nullptr;

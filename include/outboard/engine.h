@@ -44,12 +44,21 @@ struct ParameterSpec {
       rule;  ///< none: the caller computes the update between begin_step and finish_step
   MasterFormat master_format = MasterFormat::kWeight;
   std::array<StateFormat, kMaxStates> formats = {};
+  /// Of the parameter as a matrix in memory order, for a rule that keeps row and column means
+  /// (their formats are fp32); others do not look at it.
+  size_t rows = 0;
   std::vector<double> hyper =
       {};  ///< in the rule's catalogue order; decides which states exist at first
   uint64_t random_id =
       0;  ///< stable id for stochastic rounding; the default is the registration index
   bool has_random_id = false;
 };
+
+/// Values that state `i` of the parameter holds.
+[[nodiscard]] inline size_t state_elements(const ParameterSpec& spec, size_t i) {
+  if (!spec.rule || i >= rule_info(*spec.rule).states.size()) return spec.elements;
+  return state_elements(rule_info(*spec.rule).states[i], spec.elements, spec.rows);
+}
 
 /// A contiguous gradient of a parameter's own type. `owner` is kept until the gradient was read; of
 /// a resident parameter, until the work that reads it is enqueued on the step's stream (memory that

@@ -51,6 +51,17 @@
 // A first pass then sums the squares of the decoded weight and of measured() over the parameter, in
 // the fixed order of segment sums and storing nothing else; with_norms() turns both sums into the
 // scalars of the second pass, which is `update` over every element.
+//
+// A rule that keeps a state as row and column means of the parameter as a matrix (AdamWFactored)
+// has one state of shape kRows and one of kColumns behind it, and adds two other functions:
+//
+//     static OUTBOARD_HD FactorScalars factor_scalars(const Scalars<float>&);
+//     template <class T>
+//     static OUTBOARD_HD Scalars<T> with_row_mean(Scalars<T>, double row_mean);
+//
+// A first pass then moves both vectors towards the means of the squared gradient (rules/factors.h)
+// and gives the rows' mean to the scalars. The second pass is `update` again, which finds the
+// element's product of both at the place of the rows and leaves it alone.
 #ifndef OUTBOARD_RULE_H_
 #define OUTBOARD_RULE_H_
 
@@ -76,18 +87,44 @@ struct HyperParameter {
   bool is_flag = false;
 };
 
+/// What a state holds one value of: each element, or, in fp32, each row or column of the parameter
+/// as a matrix.
+enum class StateShape : uint8_t { kElements, kRows, kColumns };
+
 /// One state tensor of a rule. It exists while hyper-parameter `needed_by` (index, or -1 for
 /// always) is not 0.
 struct StateInfo {
   std::string_view key;  ///< torch's name, e.g. "exp_avg"
   bool is_signed;        ///< false: never negative, like a second moment
   int needed_by = -1;
+  StateShape shape = StateShape::kElements;
 };
+
+/// Values that a state holds of a parameter of `elements` elements in `rows` rows.
+[[nodiscard]] constexpr size_t state_elements(const StateInfo& state, size_t elements,
+                                              size_t rows) {
+  if (state.shape == StateShape::kElements) return elements;
+  if (state.shape == StateShape::kRows) return rows;
+  return rows == 0 ? 0 : elements / rows;
+}
 
 /// Whether a rule needs norms of a whole parameter before its first element is updated.
 template <class Rule>
 concept NeedsNorms = requires(const typename Rule::template Scalars<float>& scalars) {
   Rule::template with_norms<float>(scalars, 1.0, 1.0);
+};
+
+/// What the first pass over a factored state needs of a step's scalars, and what it adds to them.
+struct FactorScalars {
+  float gradient_scale;
+  float one_minus_beta;  ///< by which the means move
+  double row_mean;       ///< of the moved rows
+};
+
+/// Whether a rule keeps row and column means, which are moved before the first element is updated.
+template <class Rule>
+concept NeedsFactors = requires(const typename Rule::template Scalars<float>& scalars) {
+  Rule::template with_row_mean<float>(scalars, 1.0);
 };
 
 /// A rule's `Scalars<float>`, type-erased so that tables and GPU launches need no template. At most
@@ -144,6 +181,14 @@ struct RuleInfo {
   /// parameter give (see cpu_kernels/measure.h).
   RuleScalars (*with_norms)(const RuleScalars& scalars, double weight_squares,
                             double update_squares) = nullptr;
+  /// Null, or: the rule keeps row and column means (see cpu_kernels/factors.h).
+  FactorScalars (*factor_scalars)(const RuleScalars& scalars) = nullptr;
+  RuleScalars (*with_row_mean)(const RuleScalars& scalars, double row_mean) = nullptr;
+
+  /// A first pass looks at the whole parameter before its first element is updated.
+  [[nodiscard]] constexpr bool needs_whole() const {
+    return with_norms != nullptr || factor_scalars != nullptr;
+  }
 };
 
 /// The rule's description; the reference stays valid for the life of the program.

@@ -27,6 +27,7 @@ PickledValue text(std::string_view value) { return PickledValue::text(value); }
 std::string class_name(RuleId rule) {
   switch (rule) {
     case RuleId::kAdamW:
+    case RuleId::kAdamWFactored:
       return "torch.optim.adamw.AdamW";
     case RuleId::kAdam:
       return "torch.optim.adam.Adam";

@@ -22,6 +22,11 @@ using testing::RuleCase;
 constexpr double kGradientScale = 0.37;
 constexpr size_t kStates = kMaxStates;
 
+/// Rows and columns are not update()'s to store.
+constexpr bool is_of_elements(const StateInfo& state) {
+  return state.shape == StateShape::kElements;
+}
+
 template <class Rule>
 class RuleOracleTest : public ::testing::Test {
  protected:
@@ -80,7 +85,7 @@ class RuleOracleTest : public ::testing::Test {
     const double most = std::max(std::abs(weight), std::abs(static_cast<double>(before.weight)));
     ASSERT_NEAR(after.weight, weight, 0x1p-22 * most + 0x1p-19 * change) << rule_case.name;
     for (size_t k = 0; k < Rule::kStates.size(); ++k) {
-      if (!has_state(info(), k, rule_case.hyper)) continue;
+      if (!has_state(info(), k, rule_case.hyper) || !is_of_elements(Rule::kStates[k])) continue;
       const double size = std::abs(state[k]) + std::abs(static_cast<double>(before.state[k]));
       ASSERT_NEAR(after.state[k], state[k], 0x1p-21 * size)
           << rule_case.name << " " << Rule::kStates[k].key << " step " << step;
@@ -133,6 +138,7 @@ TYPED_TEST(RuleOracleTest, SubnormalStatesAreStoredAsZero) {
   float state[kStates] = {1.17e-38f, 1.17e-38f, 1.17e-38f, 1.17e-38f};  // just below 2^-126
   TypeParam::update(scalars, 0.0f, weight, state);
   for (size_t k = 0; k < TypeParam::kStates.size(); ++k) {
+    if (!is_of_elements(TypeParam::kStates[k])) continue;
     EXPECT_TRUE(testing::same_bits(0.0f, state[k])) << TypeParam::kStates[k].key;
   }
 }

@@ -54,6 +54,7 @@ class StepArrays {
     update_ = {.rule = c.rule->id,
                .scalars = c.rule->scalars(c.hyper, 3, 0.37),
                .elements = c.elements,
+               .rows = testing::test_rows(c.elements),
                .gradient = gradient_.as<void>(),
                .gradient_type = c.gradient_type,
                .weight = weight_.as<void>(),
@@ -100,23 +101,24 @@ class StepArrays {
     for (size_t k = 0; k < c.rule->states.size(); ++k) {
       if (!testing::has_state(*c.rule, k, c.hyper)) continue;
       const bool is_signed = c.rule->states[k].is_signed;
-      const StateFormat format = is_signed ? c.formats.signed_state : c.formats.unsigned_state;
+      const StateFormat format = testing::format_of(c.rule->states[k], c.formats);
+      const size_t elements = state_elements(c.rule->states[k], c.elements, update_.rows);
       const auto make = [&](size_t bytes) {
         states_.push_back(std::make_unique<testing::GuardedBuffer>(bytes));
         return states_.back()->as<void>();
       };
       update_.formats[k] = format;
-      update_.states[k] = {make(format.code_bytes(c.elements)), nullptr, format.block_elements};
+      update_.states[k] = {make(format.code_bytes(elements)), nullptr, format.block_elements};
       if (format.block_elements > 0) {
         update_.states[k].scales =
-            static_cast<float*>(make(format.scale_count(c.elements) * sizeof(float)));
+            static_cast<float*>(make(format.scale_count(elements) * sizeof(float)));
       }
-      std::vector<float> values(round_up(c.elements, format.unit_elements()));
-      for (size_t i = 0; i < c.elements; ++i) {
+      std::vector<float> values(round_up(elements, format.unit_elements()));
+      for (size_t i = 0; i < elements; ++i) {
         const float value = numbers.spread();
         values[i] = is_signed ? value : value * value;
       }
-      testing::reference_encode(format.format, values, c.elements, {}, 0, update_.states[k]);
+      testing::reference_encode(format.format, values, elements, {}, 0, update_.states[k]);
     }
   }
 

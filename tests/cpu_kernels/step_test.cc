@@ -30,6 +30,7 @@ std::vector<double> busy_hyper(const RuleInfo& rule) {
     if (rule.hyper_parameters[i].is_flag) hyper[i] = 1;
     if (rule.hyper_parameters[i].key == "momentum") hyper[i] = 0.9;
     if (rule.hyper_parameters[i].key == "weight_decay") hyper[i] = 0.1;
+    if (rule.hyper_parameters[i].is_flag && rule.check(hyper) != nullptr) hyper[i] = 0;
   }
   return hyper;
 }

@@ -10,11 +10,13 @@
 #include <stdexcept>
 #include <utility>
 
+#include "cpu_kernels/factors.h"
 #include "cpu_kernels/measure.h"
 #include "cpu_kernels/step.h"
 #include "quant/codec.h"
 #include "quant/random.h"
 #include "quant/rounding.h"
+#include "support/rule_cases.h"
 
 namespace outboard::test {
 namespace {
@@ -96,8 +98,17 @@ bool Problem::has_state(size_t state) const {
 
 StateFormat Problem::format(size_t state) const {
   const auto states = rule_info(combination_.rule).states;
-  return state >= states.size() || states[state].is_signed ? combination_.formats.signed_state
-                                                           : combination_.formats.unsigned_state;
+  if (state >= states.size()) return combination_.formats.signed_state;
+  return testing::format_of(states[state], combination_.formats);
+}
+
+size_t Problem::held(size_t state, size_t index) const {
+  const Shape& shape = shapes_[index];
+  return state_elements(rule_info(combination_.rule).states[state], shape.elements, rows(shape));
+}
+
+size_t Problem::rows(const Shape& shape) {
+  return shape.rows > 0 ? shape.rows : testing::test_rows(shape.elements);
 }
 
 Problem::Array Problem::carve(std::string name, size_t bytes, size_t shift_bytes) {
@@ -123,9 +134,9 @@ void Problem::lay_out(size_t index) {
     if (!has_state(s)) continue;
     const StateFormat info = format(s);
     const std::string state = name + "state " + std::to_string(s);
-    layout.codes[s] = carve(state + " codes", info.code_bytes(shape.elements), 0);
-    layout.scales[s] =
-        carve(state + " scales", info.scale_count(shape.elements) * sizeof(float), 0);
+    const size_t elements = held(s, index);
+    layout.codes[s] = carve(state + " codes", info.code_bytes(elements), 0);
+    layout.scales[s] = carve(state + " scales", info.scale_count(elements) * sizeof(float), 0);
   }
 }
 
@@ -160,7 +171,8 @@ void Problem::fill(size_t index, uint64_t seed) {
     }
   }
   for (size_t s = 0; s < kMaxStates; ++s) {
-    if (has_state(s)) fill_state(layout.codes[s], layout.scales[s], s, elements, seed + 2 + s);
+    if (!has_state(s)) continue;
+    fill_state(layout.codes[s], layout.scales[s], s, held(s, index), seed + 2 + s);
   }
 }
 
@@ -200,6 +212,7 @@ void Problem::step_on_cpu(int64_t step) {
     update.scalars =
         rule_info(combination_.rule).scalars(combination_.hyper, step, gradient_scale_);
     update.elements = shapes_[p].elements;
+    update.rows = rows(shapes_[p]);
     update.gradient = &host_[layout.gradient.offset];
     update.gradient_type = combination_.gradient_type;
     update.weight = &host_[layout.weight.offset];
@@ -219,6 +232,9 @@ void Problem::step_on_cpu(int64_t step) {
       cpu::ParameterNorms norms(update);
       norms.run(0, update.elements);
       update.scalars = norms.scalars();
+    }
+    if (rule_info(update.rule).factor_scalars != nullptr && update.elements > 0) {
+      update.scalars = cpu::factored_scalars(update);
     }
     cpu::ResolvedUpdate(update).run(0, update.elements);
   }
@@ -264,6 +280,7 @@ std::vector<gpu::DeviceParameter> Problem::pieces(size_t piece_elements) const {
       }
       piece.elements = std::min(length, elements - first);
       piece.element_offset = first;
+      piece.rows = rows(shapes_[p]);
       piece.random_key = random_key(kSeed, p);
       pieces.push_back(piece);
     }

@@ -72,6 +72,7 @@ struct Shape {
   size_t elements;
   size_t gradient_shift = 0;
   size_t weight_shift = 0;
+  size_t rows = 0;  ///< as a matrix; 0: chosen by the size
 };
 
 class Problem {
@@ -127,6 +128,8 @@ class Problem {
   [[nodiscard]] std::vector<gpu::DeviceParameter> pieces(size_t piece_elements) const;
   [[nodiscard]] bool has_state(size_t state) const;
   [[nodiscard]] StateFormat format(size_t state) const;
+  [[nodiscard]] size_t held(size_t state, size_t index) const;
+  [[nodiscard]] static size_t rows(const Shape& shape);
   [[nodiscard]] std::string where(size_t offset) const;
 
   Combination combination_;

@@ -52,10 +52,14 @@ class Model {
                          .elements = kElements,
                          .placement = Placement::kResident,
                          .rule = rule,
-                         .master_format = MasterFormat::kStochastic};
+                         .master_format = MasterFormat::kStochastic,
+                         .rows = 1};
       const auto states = rule_info(rule).states;
       for (size_t s = 0; s < states.size(); ++s) {
-        spec.formats[s] = states[s].is_signed ? formats.signed_state : formats.unsigned_state;
+        const bool is_vector = states[s].shape != StateShape::kElements;
+        const StateFormat whole =
+            states[s].is_signed ? formats.signed_state : formats.unsigned_state;
+        spec.formats[s] = is_vector ? StateFormat{} : whole;
       }
       spec.hyper = hyper[0];
       specs.push_back(spec);

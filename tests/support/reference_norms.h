@@ -1,5 +1,6 @@
-// The first pass of rules that need norms once more, element by element from the scalar
-// definitions: the scalars that ParameterNorms and the device must arrive at.
+// The first pass of rules that look at whole parameters once more, element by element from the
+// scalar definitions: the scalars that ParameterNorms, ParameterFactors and the device must arrive
+// at, and the row and column means.
 #ifndef OUTBOARD_TESTS_SUPPORT_REFERENCE_NORMS_H_
 #define OUTBOARD_TESTS_SUPPORT_REFERENCE_NORMS_H_
 
@@ -29,8 +30,43 @@ inline double reference_sum_of_squares(const std::vector<float>& values) {
   return total;
 }
 
+/// Moves one row or column, whose gradients are `first`, `first + stride`, ...
+inline void reference_move(const cpu::ParameterUpdate& u, const FactorScalars& s, size_t first,
+                           size_t stride, size_t count, float& average) {
+  std::vector<float> gradients(count);
+  for (size_t i = 0; i < count; ++i) {
+    gradients[i] =
+        reference_load(u.gradient_type, u.gradient, first + i * stride) * s.gradient_scale;
+  }
+  average = rules::moved_factor(average, reference_sum_of_squares(gradients),
+                                static_cast<double>(count), s.one_minus_beta);
+}
+
+/// Moves the means of `u` where they lie.
+template <NeedsFactors Rule>
+RuleScalars reference_factored(const cpu::ParameterUpdate& u) {
+  const auto scalars = u.scalars.as<typename Rule::template Scalars<float>>();
+  const FactorScalars s = Rule::factor_scalars(scalars);
+  size_t k = 0;
+  while (Rule::kStates[k].shape != StateShape::kRows) ++k;
+  auto* rows = static_cast<float*>(u.states[k].codes);
+  auto* columns = static_cast<float*>(u.states[k + 1].codes);
+  const size_t width = u.elements / u.rows;
+  double lanes[64] = {};
+  for (size_t i = 0; i < u.rows; ++i) {
+    reference_move(u, s, i * width, 1, width, rows[i]);
+    lanes[i % 64] += static_cast<double>(rows[i]);
+  }
+  for (size_t j = 0; j < width; ++j) reference_move(u, s, j, width, u.rows, columns[j]);
+  for (size_t n = 32; n > 0; n /= 2) {
+    for (size_t i = 0; i < n; ++i) lanes[i] += lanes[i + n];
+  }
+  return RuleScalars::of(Rule::with_row_mean(scalars, lanes[0] / static_cast<double>(u.rows)));
+}
+
 template <class Rule>
 RuleScalars reference_scalars_of(const cpu::ParameterUpdate& u) {
+  if constexpr (NeedsFactors<Rule>) return reference_factored<Rule>(u);
   if constexpr (NeedsNorms<Rule>) {
     std::vector<float> states[kMaxStates];
     for (size_t k = 0; k < kMaxStates; ++k) {
@@ -55,7 +91,7 @@ RuleScalars reference_scalars_of(const cpu::ParameterUpdate& u) {
   }
 }
 
-/// The scalars with which `u` is to be updated: its own, unless the rule needs norms.
+/// The scalars with which `u` is to be updated: its own, unless the rule has a first pass.
 inline RuleScalars reference_scalars(const cpu::ParameterUpdate& u) {
   switch (u.rule) {
 #define OUTBOARD_RULE(type, stem) \

@@ -4,6 +4,7 @@
 #define OUTBOARD_TESTS_SUPPORT_REFERENCE_STEP_H_
 
 #include "cpu_kernels/step.h"
+#include "outboard/rules/factors.h"
 #include "outboard_rules.h"
 #include "quant/random.h"
 #include "quant/rounding.h"
@@ -58,14 +59,31 @@ inline void reference_store(const cpu::ParameterUpdate& u, size_t i, float value
   }
 }
 
+/// What state `k` is to element after element: its own values, or, in the place of rows, products
+/// of rows and columns.
+inline std::vector<float> reference_state(const cpu::ParameterUpdate& u, size_t k) {
+  const RuleInfo& rule = rule_info(u.rule);
+  if (u.states[k].codes == nullptr || rule.states[k].shape == StateShape::kColumns) return {};
+  if (rule.states[k].shape == StateShape::kElements) {
+    const size_t padded = round_up(u.elements, u.formats[k].unit_elements());
+    return reference_decode(u.formats[k].format, u.states[k], padded);
+  }
+  const auto* rows = static_cast<const float*>(u.states[k].codes);
+  const auto* columns = static_cast<const float*>(u.states[k + 1].codes);
+  const double row_mean = rule.factor_scalars(u.scalars).row_mean;
+  std::vector<float> moments(u.elements);
+  for (size_t i = 0; i < u.elements; ++i) {
+    const size_t width = u.elements / u.rows;
+    const float share = rules::row_share(rows[i / width], row_mean);
+    moments[i] = rules::factored_moment(share, columns[i % width]);
+  }
+  return moments;
+}
+
 /// Updates every element of `u`.
 inline void reference_step(const cpu::ParameterUpdate& u) {
   std::vector<float> states[kMaxStates];
-  for (size_t k = 0; k < kMaxStates; ++k) {
-    if (u.states[k].codes == nullptr) continue;
-    const size_t padded = round_up(u.elements, u.formats[k].unit_elements());
-    states[k] = reference_decode(u.formats[k].format, u.states[k], padded);
-  }
+  for (size_t k = 0; k < kMaxStates; ++k) states[k] = reference_state(u, k);
   for (size_t i = 0; i < u.elements; ++i) {
     float weight = reference_master(u, i);
     float state[kMaxStates] = {};
@@ -78,7 +96,7 @@ inline void reference_step(const cpu::ParameterUpdate& u) {
     reference_store(u, i, weight);
   }
   for (size_t k = 0; k < kMaxStates; ++k) {
-    if (u.states[k].codes == nullptr) continue;
+    if (states[k].empty() || rule_info(u.rule).states[k].shape != StateShape::kElements) continue;
     const RandomContext random{u.random_key, u.step, static_cast<uint32_t>(k + 1)};
     reference_encode(u.formats[k].format, states[k], u.elements, random, 0, u.states[k]);
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "outboard/rule.h"
+#include "outboard/state_format.h"
 
 namespace outboard::testing {
 
@@ -55,6 +56,20 @@ inline std::vector<RuleCase> rule_cases(const RuleInfo& rule) {
     }
   }
   return cases;
+}
+
+/// Rows of a parameter of `elements` elements as a matrix: an odd number, if one divides them.
+inline size_t test_rows(size_t elements) {
+  for (const size_t rows : {size_t{19}, size_t{7}, size_t{3}}) {
+    if (elements % rows == 0) return rows;
+  }
+  return elements % 2 == 0 && elements > 0 ? elements / 2 : 1;
+}
+
+/// How a state is stored where signed and unsigned ones are to be stored as `formats` says.
+inline StateFormat format_of(const StateInfo& state, const StateFormats& formats) {
+  if (state.shape != StateShape::kElements) return {};
+  return state.is_signed ? formats.signed_state : formats.unsigned_state;
 }
 
 /// Whether state `k` exists with these hyper-parameters.

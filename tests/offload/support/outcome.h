@@ -42,8 +42,9 @@ struct Outcome {
 /// Codes of one state of the parameter's own elements, without padding, and its scales.
 inline Bytes state_bytes(const ParameterSpec& spec, size_t k, const StateArray& state) {
   const StateFormat& format = spec.formats[k];
-  Bytes bytes = bytes_at(state.codes, spec.elements * format_info(format.format).code_bits / 8);
-  const Bytes scales = bytes_at(state.scales, format.scale_count(spec.elements) * sizeof(float));
+  const size_t elements = state_elements(spec, k);
+  Bytes bytes = bytes_at(state.codes, elements * format_info(format.format).code_bits / 8);
+  const Bytes scales = bytes_at(state.scales, format.scale_count(elements) * sizeof(float));
   bytes.insert(bytes.end(), scales.begin(), scales.end());
   return bytes;
 }

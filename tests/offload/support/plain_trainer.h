@@ -102,10 +102,11 @@ class PlainTrainer {
       const int needed_by = info.states[k].needed_by;
       const bool is_needed = needed_by < 0 || hyper[static_cast<size_t>(needed_by)] != 0;
       const StateFormat& format = parameter.spec.formats[k];
-      const size_t bytes = format.code_bytes(parameter.spec.elements);
+      const size_t elements = state_elements(parameter.spec, k);
+      const size_t bytes = format.code_bytes(elements);
       if (!is_needed || parameter.states[k] != nullptr || bytes == 0) continue;
       parameter.states[k] = zeroed_memory(bytes);
-      const size_t scales = format.scale_count(parameter.spec.elements);
+      const size_t scales = format.scale_count(elements);
       if (scales > 0) parameter.scales[k] = zeroed_memory(scales * sizeof(float));
     }
   }
@@ -176,6 +177,7 @@ class PlainTrainer {
         .rule = trial_.rule,
         .scalars = rule_info(trial_.rule).scalars(hyper, parameter.step, scale),
         .elements = parameter.spec.elements,
+        .rows = parameter.spec.rows,
         .gradient = parameter.gradient.get(),
         .gradient_type = parameter.gradient_type,
         .weight = parameter.weight.get(),

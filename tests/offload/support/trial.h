@@ -18,6 +18,7 @@
 #include "quant/random.h"
 #include "quant/rounding.h"
 #include "tests/support/reference_step.h"
+#include "tests/support/rule_cases.h"
 
 namespace outboard::testing {
 
@@ -264,10 +265,10 @@ inline ParameterSpec spec_of(const Trial& trial, size_t index, void* weight) {
                      .placement = parameter.placement,
                      .rule = trial.rule,
                      .master_format = parameter.master_format,
+                     .rows = test_rows(parameter.elements),
                      .hyper = trial.hyper(0, trial.group_of(index))};
   for (size_t k = 0; k < info.states.size(); ++k) {
-    spec.formats[k] = info.states[k].is_signed ? parameter.formats.signed_state
-                                               : parameter.formats.unsigned_state;
+    spec.formats[k] = format_of(info.states[k], parameter.formats);
   }
   return spec;
 }
