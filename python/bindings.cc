@@ -95,7 +95,7 @@ class TensorEngineHolder : public torch::CustomClassHolder {
   }
 
   int64_t add_parameters(std::vector<at::Tensor> tensors, std::vector<std::string> names,
-                         const std::vector<std::string>& placements, std::string rule,
+                         const std::vector<std::string>& placements, std::vector<std::string> rules,
                          std::vector<double> hyper, const std::vector<std::string>& state_formats,
                          const std::vector<int64_t>& block_sizes, int64_t min_quantized_elements,
                          std::string master) {
@@ -104,7 +104,7 @@ class TensorEngineHolder : public torch::CustomClassHolder {
           {.tensors = std::move(tensors),
            .names = std::move(names),
            .placements = placements_named(placements),
-           .rule = std::move(rule),
+           .rules = std::move(rules),
            .hyper = std::move(hyper),
            .state_formats = wishes(state_formats, block_sizes),
            .min_quantized_elements = static_cast<size_t>(min_quantized_elements),

@@ -109,7 +109,7 @@ void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerPara
   TensorGroup added{.tensors = group.params(),
                     .names = {},
                     .placements = {},
-                    .rule = rule ? std::string(rule_info(*rule).name) : std::string(),
+                    .rules = {},
                     .hyper = rule ? hyper_of(group.options()) : std::vector<double>(),
                     .state_formats = {},
                     .min_quantized_elements = static_cast<size_t>(options.min_quantized_elements),
@@ -119,6 +119,7 @@ void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerPara
     const bool is_wanted = std::ranges::any_of(
         options.resident, [&](const at::Tensor& wish) { return wish.is_same(tensor); });
     added.names.push_back(name_of(tensor, group_sizes.size(), i));
+    added.rules.emplace_back(rule ? rule_info(*rule).name : "");
     added.state_formats.push_back(format_of(added.names.back()));
     const bool is_streamed = options.placement == Placement::kStreamed && rule;
     const bool is_resident = is_wanted || tensor.numel() < options.min_offload_elements ||

@@ -107,6 +107,7 @@ std::vector<PackedState> PackedState::find_all(const TensorMap& map, const RuleI
     const std::optional<Name> parts = Name::of(key);
     const auto state = std::ranges::find(rule.states, parts ? parts->state : "", &StateInfo::key);
     if (!parts || state == rule.states.end()) refuse("is none that ", rule.name, " has");
+    if (state->shape != StateShape::kElements) refuse("is kept in fp32 and has no codes");
     StateFormat format;
     try {
       format = state_format(format_named(parts->format).format, parts->block_elements);

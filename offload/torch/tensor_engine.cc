@@ -113,14 +113,19 @@ ParameterSpec TensorEngine::spec_of(const TensorGroup& group, size_t i) const {
   spec.type = dtype_of(tensor.scalar_type(), name);
   spec.elements = static_cast<size_t>(tensor.numel());
   spec.placement = on_device ? group.placements.at(i) : Placement::kHost;
-  if (group.rule.empty() && spec.placement == Placement::kStreamed) {
+  const std::string& rule_name = group.rules.at(i);
+  if (rule_name.empty() && spec.placement == Placement::kStreamed) {
     fail(ErrorKind::kValue, kWho, "parameter ", name,
          " cannot be streamed: its optimizer class has no native rule; use the placement \"host\"");
   }
-  spec.master_format = master_named(group.master, spec.type, !group.rule.empty(), name);
-  if (!group.rule.empty()) {
-    const RuleInfo& rule = rule_named(group.rule);
+  spec.master_format = master_named(group.master, spec.type, !rule_name.empty(), name);
+  if (!rule_name.empty()) {
+    const RuleInfo& rule = rule_named(rule_name);
     spec.rule = rule.id;
+    if (rule.factor_scalars != nullptr) {
+      check_matrix(tensor, name);
+      spec.rows = static_cast<size_t>(tensor.size(0));
+    }
     spec.hyper = group.hyper;
     spec.formats =
         formats_of(rule, group.state_formats.at(i), spec.elements, group.min_quantized_elements);
@@ -278,6 +283,7 @@ void TensorEngine::notice_changed_weights() {
     const bool is_same_kind =
         static_cast<size_t>(tensor.numel()) == spec.elements &&
         tensor.scalar_type() == scalar_type_of(spec.type) && is_dense(tensor) &&
+        (spec.rows == 0 || is_matrix(tensor)) &&
         (simulated_.has_value() || tensor.is_cuda()) == (spec.memory == Memory::kDevice);
     if (!is_same_kind) {
       fail(ErrorKind::kValue, kWho, "parameter ", slot.name, " is now ", describe(tensor),

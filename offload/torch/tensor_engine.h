@@ -31,8 +31,10 @@ struct TensorGroup {
       {};  ///< leaves, dense without overlap, all CUDA tensors on one device
   std::vector<std::string> names = {};     ///< for messages; one each
   std::vector<Placement> placements = {};  ///< one each; CPU tensors are updated in place
-  std::string rule = {};           ///< a catalogue name; empty: the caller computes the update
-  std::vector<double> hyper = {};  ///< in catalogue order
+  /// Catalogue names with the same hyper-parameters, one each; empty: the caller computes the
+  /// update. A rule that keeps row and column means sees a tensor as size(0) rows in memory.
+  std::vector<std::string> rules = {};
+  std::vector<double> hyper = {};              ///< in catalogue order
   std::vector<FormatWish> state_formats = {};  ///< one each
   size_t min_quantized_elements = 0;  ///< below it, fp32 takes the place of formats with blocks
   std::string master = "auto";        ///< "auto", "split", "split8", "fp32", "none" (rounds bf16
@@ -176,6 +178,9 @@ class TensorEngine {
   [[nodiscard]] bool is_offloaded(const Slot& slot) const;
   [[nodiscard]] ComputeStream stream() const;
   [[nodiscard]] at::Tensor view_of(size_t parameter, void* data, at::ScalarType type) const;
+  /// Of a state without blocks: the parameter's shape, or as long as rows or columns are many.
+  [[nodiscard]] at::Tensor state_view(size_t parameter, size_t i) const;
+  [[nodiscard]] std::vector<int64_t> state_sizes(size_t parameter, size_t i) const;
   [[nodiscard]] at::Device state_device(size_t parameter) const;
   void check_state(size_t parameter, const TensorMap& state) const;
   void load_state(size_t parameter, const TensorMap& state);

@@ -76,6 +76,23 @@ at::Tensor TensorEngine::view_of(size_t parameter, void* data, at::ScalarType ty
       data, tensor.sizes(), tensor.strides(), [owner = engine_](void*) {}, options);
 }
 
+std::vector<int64_t> TensorEngine::state_sizes(size_t parameter, size_t i) const {
+  const ParameterSpec& spec = *engine_->view(parameter).spec;
+  if (rule_info(*spec.rule).states[i].shape == StateShape::kElements) {
+    return slots_[parameter].tensor.sizes().vec();
+  }
+  return {static_cast<int64_t>(state_elements(spec, i))};
+}
+
+at::Tensor TensorEngine::state_view(size_t parameter, size_t i) const {
+  const ParameterView view = engine_->view(parameter);
+  void* const data = view.states[i].codes;
+  if (rule_info(*view.spec->rule).states[i].shape == StateShape::kElements) {
+    return view_of(parameter, data, scalar_type_of(view.spec->formats[i].format));
+  }
+  return bytes_of(parameter, data, state_elements(*view.spec, i) * sizeof(float)).view(at::kFloat);
+}
+
 at::Tensor TensorEngine::bytes_of(size_t parameter, void* data, size_t bytes) const {
   const auto options = at::TensorOptions().dtype(at::kByte).device(state_device(parameter));
   if (bytes == 0) return at::empty({0}, options);
@@ -95,8 +112,7 @@ TensorMap TensorEngine::state(size_t parameter, StateLayout layout) {
     if (!exists) continue;
     const StateFormat& format = view.spec->formats[i];
     if (format.block_elements == 0) {
-      result.emplace_back(rule.states[i].key,
-                          view_of(parameter, view.states[i].codes, scalar_type_of(format.format)));
+      result.emplace_back(rule.states[i].key, state_view(parameter, i));
       continue;
     }
     const StateImage image(view.states[i], format, view.spec->elements, state_device(parameter));
@@ -129,7 +145,8 @@ void TensorEngine::check_state(size_t parameter, const TensorMap& state) const {
   const auto packed = PackedState::find_all(state, rule, slot.tensor, slot.name);
   for (const auto& [key, value] : state) {
     if (PackedState::is_part(key)) continue;
-    const bool is_state = state_index(rule, key) < rule.states.size();
+    const size_t index = state_index(rule, key);
+    const bool is_state = index < rule.states.size();
     if (key == kStep) {
       const double step = value.numel() == 1 ? value.item<double>() : -1;
       if (step < 0 || std::floor(step) != step || step > 4294967295.0) {
@@ -143,9 +160,12 @@ void TensorEngine::check_state(size_t parameter, const TensorMap& state) const {
            "\"; ", rule.name, " does not keep it: load a state dict of the same optimizer class");
     }
     const bool has_type = value.is_floating_point() || (key == kMaster && is_split_type(value));
-    if (value.layout() != at::kStrided || value.sizes() != slot.tensor.sizes() || !has_type) {
+    const std::vector<int64_t> sizes =
+        is_state ? state_sizes(parameter, index) : slot.tensor.sizes().vec();
+    if (value.layout() != at::kStrided || value.sizes() != sizes || !has_type) {
       fail(ErrorKind::kValue, kWho, "state \"", key, "\" of ", slot.name, " is ", describe(value),
-           " but the parameter is ", describe(slot.tensor),
+           " and ", at::IntArrayRef(sizes), " is expected, the parameter being ",
+           describe(slot.tensor),
            "; shapes must agree and states be floating point: load the state dict of this model");
     }
   }
@@ -168,7 +188,7 @@ void TensorEngine::write_state(size_t parameter, size_t i, const at::Tensor& val
   const ParameterView view = engine_->view(parameter);
   const StateFormat& format = view.spec->formats[i];
   if (format.block_elements == 0) {
-    view_of(parameter, view.states[i].codes, scalar_type_of(format.format)).copy_(value);
+    state_view(parameter, i).copy_(value);
     return;
   }
   const uint64_t id = view.spec->has_random_id ? view.spec->random_id : parameter;
@@ -260,8 +280,9 @@ void TensorEngine::reset_state(size_t parameter) {
   for (size_t i = 0; i < kMaxStates; ++i) {
     if (view.states[i].codes == nullptr) continue;
     const StateFormat& format = view.spec->formats[i];
-    const size_t scales = format.scale_count(view.spec->elements);
-    bytes_of(parameter, view.states[i].codes, format.code_bytes(view.spec->elements)).zero_();
+    const size_t elements = state_elements(*view.spec, i);
+    const size_t scales = format.scale_count(elements);
+    bytes_of(parameter, view.states[i].codes, format.code_bytes(elements)).zero_();
     bytes_of(parameter, view.states[i].scales, scales * sizeof(float)).zero_();
   }
   set_step(parameter, 0, false);

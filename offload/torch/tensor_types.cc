@@ -83,6 +83,7 @@ StateFormatArray formats_of(const RuleInfo& rule, const FormatWish& wish, size_t
   const StateFormats named = state_formats_named(wish.name, wish.block_elements);
   StateFormatArray formats = {};
   for (size_t i = 0; i < rule.states.size(); ++i) {
+    if (rule.states[i].shape != StateShape::kElements) continue;  // fp32
     const StateFormat format = rule.states[i].is_signed ? named.signed_state : named.unsigned_state;
     const bool is_too_small = format.block_elements > 0 && elements < min_quantized_elements;
     formats[i] = is_too_small ? StateFormat{} : format;
@@ -117,6 +118,18 @@ std::string describe(const at::Tensor& tensor) {
 }
 
 bool is_dense(const at::Tensor& tensor) { return tensor.is_non_overlapping_and_dense(); }
+
+bool is_matrix(const at::Tensor& tensor) {
+  return tensor.dim() >= 2 && tensor.numel() > 0 && tensor.is_contiguous();
+}
+
+void check_matrix(const at::Tensor& tensor, std::string_view name) {
+  if (is_matrix(tensor)) return;
+  fail(
+      ErrorKind::kValue, kWho, "parameter ", name, " is ", describe(tensor),
+      " and has no row and column means; they need two dimensions, elements and contiguous memory: "
+      "give it the rule AdamW");
+}
 
 void check_parameter(const at::Tensor& tensor, std::string_view name) {
   if (tensor.layout() != at::kStrided) {

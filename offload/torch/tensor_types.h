@@ -59,6 +59,12 @@ void check_generic_format(const FormatWish& wish, std::string_view name);
 /// Every element has its own memory and there are no gaps, in any dimension order.
 [[nodiscard]] bool is_dense(const at::Tensor& tensor);
 
+/// size(0) rows of neighbouring elements.
+[[nodiscard]] bool is_matrix(const at::Tensor& tensor);
+
+/// Throws Error(kValue) naming the parameter unless it is one.
+void check_matrix(const at::Tensor& tensor, std::string_view name);
+
 /// Throws Error unless outboard can update the tensor in place: a strided, dense leaf.
 void check_parameter(const at::Tensor& tensor, std::string_view name);
 

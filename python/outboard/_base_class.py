@@ -24,6 +24,8 @@ NATIVE = {
     LAMB: "LAMB",
     LARS: "LARS",
 }
+# AdamW with row and column means in the place of a second moment; see rule_for().
+FACTORED = "AdamWFactored"
 # A state tensor that exists only while a group's option is set.
 NEEDED_BY = {
     "max_exp_avg_sq": "amsgrad",
@@ -46,7 +48,9 @@ class BaseClass:
         options: Mapping[str, Any],
         own_options: list[str],
         capturable: bool = False,
+        factored: bool = False,
     ):
+        """`factored`: matrices keep row and column means of their squared gradients."""
         if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
             raise TypeError(
                 f"[{WHO}] optimizer_class is {cls!r}; give a subclass of torch.optim.Optimizer "
@@ -59,6 +63,7 @@ class BaseClass:
             )
         self.cls = cls
         self.capturable = capturable
+        self.factored = factored
         self.name = f"{cls.__module__}.{cls.__qualname__}"
         self.options = dict(options)
         self.is_native = NATIVE.get(cls) in torch.ops.outboard.rules()
@@ -75,9 +80,17 @@ class BaseClass:
             return "AdamW" if group["decoupled_weight_decay"] else "Adam"
         return rule
 
+    def rule_for(self, group: Mapping[str, Any], parameter: torch.Tensor) -> str:
+        """The native rule of one parameter of a group, or "". Means of rows and columns need both,
+        as neighbours in memory."""
+        is_matrix = parameter.dim() >= 2 and parameter.numel() > 0 and parameter.is_contiguous()
+        return FACTORED if self.factored and is_matrix else self.rule_of(group)
+
     def check_flags(self, group: Mapping[str, Any]) -> None:
         """Raises ValueError for options that would be ignored. foreach and fused choose among
         torch's implementations of one formula, so they are accepted and mean nothing here."""
+        if self.factored:
+            self._check_factored(group)
         for flag in ("capturable", "differentiable"):
             if flag == "capturable" and self.capturable:
                 if not group.get(flag, True):
@@ -91,6 +104,20 @@ class BaseClass:
                     f"runs outside of torch's graphs; leave {flag} False (capturable=True is an "
                     "option of LowBitOptimizer as a whole)"
                 )
+
+    def _check_factored(self, group: Mapping[str, Any]) -> None:
+        rule = self.rule_of(group)
+        if rule != "AdamW":
+            raise ValueError(
+                f"[{WHO}] factored_second_moment=True is for AdamW, and {self.name} "
+                f"{f'runs the rule {rule}' if rule else 'has no native rule'}; leave it False, or "
+                "use torch.optim.AdamW"
+            )
+        if group.get("amsgrad"):
+            raise ValueError(
+                f"[{WHO}] amsgrad=True keeps a maximum for each element and cannot go with "
+                "factored_second_moment=True; switch one of them off"
+            )
 
     def check_values(self, group: Mapping[str, Any]) -> None:
         """Raises ValueError if the base class refuses the group's values."""

@@ -93,11 +93,12 @@ class EngineOptimizer(StateDicts):
             return
         named = list(zip(parameters, names, strict=True))
         formats = [self._options.format_of(p, n, group) for p, n in named]
+        rules = [self._base.rule_for(group, p) for p in parameters]
         first = self._engine.add_parameters(
             parameters,
             list(names),
-            self._options.places_of(named, rule, master, formats),
-            rule,
+            self._options.places_of(named, rules, master, formats),
+            rules,
             self._values(group, rule),
             [wish.name for wish in formats],
             [wish.block_size or 0 for wish in formats],
@@ -106,7 +107,7 @@ class EngineOptimizer(StateDicts):
         )
         if not rule:
             self._generic.add(first, group)
-        self._registry.add(first, parameters, list(names), rule, formats)
+        self._registry.add(first, parameters, list(names), rule, rules, formats)
         self._mark_stale()
 
     def _values(self, group: dict[str, Any], rule: str) -> list[float]:

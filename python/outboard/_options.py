@@ -32,13 +32,14 @@ class EngineOptions:
     threads: int | None = None
     seed: int = 0
     fused_amp: bool = False
+    factored_second_moment: bool = False
     simulate: Sequence[int] | None = None
 
     # Steps of CUDA graphs; see LowBitOptions.
     capturable = False
 
     def __post_init__(self):
-        for name in ("skip_nonfinite", "fused_amp"):
+        for name in ("skip_nonfinite", "fused_amp", "factored_second_moment"):
             self._check_flag(name)
         for name, least, optional in (
             ("min_quantized_elements", 0, False),
@@ -74,7 +75,7 @@ class EngineOptions:
     def places_of(
         self,
         named: Sequence[tuple[torch.Tensor, str]],
-        rule: str,
+        rules: Sequence[str],
         master: str,
         formats: Sequence[_formats.FormatWish],
     ) -> list[str]:
@@ -221,12 +222,12 @@ class OffloadOptions(EngineOptions):
     def places_of(
         self,
         named: Sequence[tuple[torch.Tensor, str]],
-        rule: str,
+        rules: Sequence[str],
         master: str,
         formats: Sequence[_formats.FormatWish],
     ) -> list[str]:
         """Where the state of each parameter on a device is: "host", "streamed" or "resident"."""
-        return places_of(self, named, rule, master, formats)
+        return places_of(self, named, rules, master, formats)
 
     def check_wishes(self, named: list[tuple[torch.Tensor, str]]) -> None:
         """Raises ValueError if something that names parameters fits none."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _formats
+from ._base_class import FACTORED
 from .hyper import WHO
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 PLACEMENTS = ("auto", "host", "streamed", "resident")
 LEAST_STREAMED_ELEMENTS = 65536  # below it, five copies each way take longer than their bytes
 _MASTERS = {"none": "stochastic"}
-# Their norms are of whole parameters, which would have to be on the device at once.
-_RULES_OF_WHOLE_PARAMETERS = ("LAMB", "LARS")
+# They look at whole parameters first, which would have to be on the device at once.
+_RULES_OF_WHOLE_PARAMETERS = ("LAMB", "LARS", FACTORED)
 
 
 def checked_placements(placement: Any) -> list[tuple[Any, str]]:
@@ -42,24 +43,31 @@ def checked_placements(placement: Any) -> list[tuple[Any, str]]:
 def places_of(
     options: OffloadOptions,
     named: Sequence[tuple[torch.Tensor, str]],
-    rule: str,
+    rules: Sequence[str],
     master: str,
     formats: Sequence[_formats.FormatWish],
 ) -> list[str]:
-    """ "host", "streamed" or "resident" for each parameter of a group. `rule`: "" if not native.
+    """ "host", "streamed" or "resident" for each parameter of a group. `rules`: "" if not native.
 
     May measure the machine, once per process, if "auto" is left to decide.
     """
-    places = [_place_of(options, parameter, name, rule) for parameter, name in named]
+    places = [
+        _place_of(options, parameter, name, rule)
+        for (parameter, name), rule in zip(named, rules, strict=True)
+    ]
+    # Streamed gradients stay on the device until their update. Whoever gives gradients away to have
+    # that memory back is not made to wait for it.
+    places = [
+        "host" if place == "auto" and not may_plan(options, rule) else place
+        for place, rule in zip(places, rules, strict=True)
+    ]
     open_ = [i for i, place in enumerate(places) if place == "auto"]
     if not open_:
         return places
     chosen = ["host"] * len(open_)
     parameters = [named[i][0] for i in open_]
-    # Streamed gradients stay on the device until their update. Whoever gives gradients away to have
-    # that memory back is not made to wait for it.
-    if may_plan(options, rule) and has_machine(options, parameters[0]):
-        chosen = _planned(options, parameters, rule, master, formats[open_[0]].name)
+    if has_machine(options, parameters[0]):
+        chosen = _planned(options, parameters, rules[open_[0]], master, formats[open_[0]].name)
     for i, place in zip(open_, chosen, strict=True):
         places[i] = place
     return places

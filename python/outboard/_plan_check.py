@@ -143,6 +143,7 @@ class PlanCheck:
             index
             for index, parameter in enumerate(self._registry.parameters)
             if parameter.numel() >= LEAST_ELEMENTS
+            and may_plan(self._options, self._registry.rules[index])
             and self._placement(index) in ("host", "streamed")
         ]
 

@@ -20,6 +20,7 @@ class Registry:
         self.parameters: list[torch.Tensor] = []
         self.names: list[str] = []
         self.rules: list[str] = []  # "" for the generic path
+        self.group_rules: list[str] = []  # of the whole group; that of a parameter may be special
         self.formats: list[FormatWish] = []  # as wished for; the engine knows what came of it
         self._rule_of = rule_of
         self._indices: dict[int, int] = {}  # by id(parameter); `parameters` keeps them alive
@@ -33,7 +34,8 @@ class Registry:
         first: int,
         parameters: list[torch.Tensor],
         names: list[str],
-        rule: str,
+        group_rule: str,
+        rules: list[str],
         formats: list[FormatWish],
     ) -> None:
         """Notes what the engine has taken as first, first + 1, …"""
@@ -41,7 +43,8 @@ class Registry:
             self._indices[id(parameter)] = index
         self.parameters += parameters
         self.names += names
-        self.rules += [rule] * len(parameters)
+        self.group_rules += [group_rule] * len(parameters)
+        self.rules += rules
         self.formats += formats
 
     def check_duplicates(self, group: Any) -> None:
@@ -70,7 +73,7 @@ class Registry:
             rule = self._rule_of(group)
             for parameter in group["params"]:
                 index = self._indices.get(id(parameter))
-                if index is None or self.rules[index] != rule:
+                if index is None or self.group_rules[index] != rule:
                     what = "was put in" if index is None else f"needs the rule '{rule}' now"
                     raise ValueError(
                         f"[{WHO}] a parameter of {tuple(parameter.shape)} in group {number} "

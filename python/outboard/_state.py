@@ -10,13 +10,20 @@ from typing import Any
 
 import torch
 
-from ._base_class import NEEDED_BY
+from ._base_class import FACTORED, NEEDED_BY
 from .hyper import WHO
 
 FORMAT_VERSION = 1
 _MASTER_DTYPES = (torch.int16, torch.int8, torch.float32)  # split, split8, fp32
 # Rules whose scalars need the count; the others only ask whether there was a step.
-NEEDS_STEP = ("AdamW", "Adam", "Adagrad", "AdEMAMix", "LAMB")
+NEEDS_STEP = ("AdamW", FACTORED, "Adam", "Adagrad", "AdEMAMix", "LAMB")
+
+
+# One value for each row and column of the parameter as size(0) rows.
+_FACTORS = {
+    "exp_avg_sq_row": lambda p: p.shape[0],
+    "exp_avg_sq_col": lambda p: p.numel() // p.shape[0],
+}
 
 
 def fail(what: str, remedy: str = "load a state dict saved from the same parameters") -> None:
@@ -69,6 +76,11 @@ def native_entry(
     """The entry as the engine takes it. `group` is the one that comes with it."""
     keys = torch.ops.outboard.state_keys(rule)
     extra = [key for key in entry if str(key).partition(".")[0] not in (*keys, "step", "master")]
+    if {str(key) for key in extra} & {"exp_avg_sq", *_FACTORS}:
+        fail(
+            f"the state of '{name}' has {extra} and the optimizer keeps {keys}",
+            "construct the optimizer with the factored_second_moment that was saved",
+        )
     if extra:
         fail(f"the state of '{name}' has {extra}, which {rule} does not have; it has {keys}")
     result = {}
@@ -87,7 +99,7 @@ def native_entry(
                 continue
             fail(f"the state of '{name}' lacks '{key}'")
         if value is not None and is_needed:
-            check_tensor(value, parameter.shape, name, key)
+            check_tensor(value, _shape_of(key, parameter), name, key)
             result[key] = value
     if entry.get("master") is not None:
         check_tensor(entry["master"], parameter.shape, name, "master", _MASTER_DTYPES)
@@ -95,6 +107,10 @@ def native_entry(
     if result or "step" in entry:
         result["step"] = _step(entry, name, rule)
     return result
+
+
+def _shape_of(key: str, parameter: torch.Tensor) -> torch.Size:
+    return torch.Size([_FACTORS[key](parameter)]) if key in _FACTORS else parameter.shape
 
 
 def fresh_entry(
@@ -131,7 +147,7 @@ def check_tensor(value: Any, shape: torch.Size, name: str, key: str, dtypes: tup
     if not isinstance(value, torch.Tensor):
         fail(f"'{key}' of '{name}' is a {type(value).__name__}, not a tensor")
     if value.shape != shape:
-        fail(f"'{key}' of '{name}' has shape {tuple(value.shape)}, the parameter {tuple(shape)}")
+        fail(f"'{key}' of '{name}' has shape {tuple(value.shape)}, not {tuple(shape)}")
     if value.dtype not in dtypes if dtypes else not value.is_floating_point():
         wanted = " or ".join(map(str, dtypes)) or "a floating-point type"
         fail(f"'{key}' of '{name}' has dtype {value.dtype}, not {wanted}")

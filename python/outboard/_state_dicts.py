@@ -149,7 +149,7 @@ class StateDicts(torch.optim.Optimizer):
             rule = self._base.rule_of(merged)
             if (
                 group["params"]
-                and rule != self._registry.rules[self._registry.index(group["params"][0])]
+                and rule != self._registry.group_rules[self._registry.index(group["params"][0])]
             ):
                 _state.fail(
                     f"parameter group {number} was saved by {rule}",

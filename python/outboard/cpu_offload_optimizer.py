@@ -66,6 +66,9 @@ class CPUOffloadOptimizer(EngineOptimizer):
         host_bytes: how much host memory it may use; None: no limit.
         resident: parameters, names or name patterns (as in fnmatch) that stay resident.
         fused_amp: take grad_scale and found_inf from a GradScaler instead of being unscaled.
+        factored_second_moment: with AdamW, parameters of two and more dimensions keep a mean for
+            each row and column (size(0) rows) in the place of exp_avg_sq. The planner leaves them
+            on the host.
         chunk_elements: unit of pipeline work; None chooses.
         poison_in_flight: for tests: weights that are on their way are NaN until they arrive.
         simulate: [seed, delay_us, poison] treats CPU parameters as if they were on a device.
@@ -101,6 +104,7 @@ class CPUOffloadOptimizer(EngineOptimizer):
         device_state_bytes: int = 0,
         host_bytes: int | None = None,
         fused_amp: bool = False,
+        factored_second_moment: bool = False,
         chunk_elements: int | None = None,
         poison_in_flight: bool = False,
         simulate: Any = None,
@@ -108,8 +112,14 @@ class CPUOffloadOptimizer(EngineOptimizer):
     ):
         own = {name: value for name, value in locals().items() if name in OffloadOptions.names()}
         arguments = {"optimizer_class": optimizer_class, **own, **base_options}
-        base = BaseClass(optimizer_class, base_options, OffloadOptions.names())
-        super().__init__(params, base, OffloadOptions(**own), arguments)
+        options = OffloadOptions(**own)
+        base = BaseClass(
+            optimizer_class,
+            base_options,
+            OffloadOptions.names(),
+            factored=factored_second_moment,
+        )
+        super().__init__(params, base, options, arguments)
         self._plan_check = PlanCheck(self._options, self._registry, self._engine)
 
     # ---- Schedules ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import _capturable, optim
-from ._base_class import BaseClass
+from ._base_class import NATIVE, BaseClass
 from ._engine_optimizer import EngineOptimizer
 from ._options import LowBitOptions
 from .hyper import WHO
@@ -31,6 +31,8 @@ _SHARED_ARGUMENTS = """        block_size: elements that share a scale; None: th
         threads: compute threads of the update of CPU parameters; None chooses.
         seed: of stochastic rounding.
         fused_amp: take grad_scale and found_inf from a GradScaler instead of being unscaled.
+        factored_second_moment: with AdamW, parameters of two and more dimensions keep a mean for
+            each row and column (size(0) rows) in the place of exp_avg_sq.
         capturable: step() can be captured in a CUDA graph; see update_hyperparameters().
         simulate: [seed, delay_us, poison] treats CPU parameters as if they were on a device.
 """
@@ -74,6 +76,7 @@ class LowBitOptimizer(EngineOptimizer):
         threads: int | None = None,
         seed: int = 0,
         fused_amp: bool = False,
+        factored_second_moment: bool = False,
         capturable: bool = False,
         simulate: Any = None,
         **base_options: Any,
@@ -82,13 +85,20 @@ class LowBitOptimizer(EngineOptimizer):
         arguments = {"optimizer_class": optimizer_class, **own, **base_options}
         if capturable is True and "capturable" in inspect.signature(optimizer_class).parameters:
             base_options["capturable"] = True  # what its groups show
-        base = BaseClass(optimizer_class, base_options, LowBitOptions.names(), capturable is True)
+        options = LowBitOptions(**own)
+        base = BaseClass(
+            optimizer_class,
+            base_options,
+            LowBitOptions.names(),
+            capturable=options.capturable,
+            factored=options.factored_second_moment,
+        )
         if not base.is_native:
             raise ValueError(
                 f"[{WHO}] {base.name} has no native rule, and LowBitOptimizer runs native rules "
-                f"only ({', '.join(torch.ops.outboard.rules())}); use CPUOffloadOptimizer"
+                f"only ({', '.join(NATIVE.values())}); use CPUOffloadOptimizer"
             )
-        super().__init__(params, base, LowBitOptions(**own), arguments)
+        super().__init__(params, base, options, arguments)
 
     def update_hyperparameters(self) -> None:
         """With capturable=True: sends the groups' values to the device, for replays of a captured

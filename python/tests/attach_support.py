@@ -76,7 +76,7 @@ class Rig:
     def register(self, named):
         for name, parameter in named:
             self.names[name] = len(self.engine.parameters)
-            self.registry.add(self.names[name], [parameter], [name], "adamw", [None])
+            self.registry.add(self.names[name], [parameter], [name], "adamw", ["adamw"], [None])
             self.engine.parameters.append(parameter)
 
     def announce(self):

@@ -22,6 +22,7 @@ SHAPES = ((96, 64), (160,), (64, 192), (7,), (33, 300), (4096,))
 CLIPPING = {"never": None, "sometimes": 168.0, "always": 3.0}
 RULES = {
     "adamw": (torch.optim.AdamW, {"amsgrad": True}),
+    "factored": (torch.optim.AdamW, {"factored_second_moment": True}),
     "sgd": (torch.optim.SGD, {"momentum": 0.9}),
     "ademamix": (outboard.AdEMAMix, {"t_alpha": 3, "t_beta3": 4}),
     "lamb": (outboard.LAMB, {"weight_decay": 0.1}),

@@ -99,6 +99,23 @@ def test_state_formats(schedule, state_format):
     assert_equal_runs(run.train(TOKENS), reference.train(TOKENS))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"placement": {"*": "host"}, "max_grad_norm": 1e-2},
+        {"placement": {"*": "streamed"}, "max_grad_norm": 1e-2},
+        {"offload_gradients": True, "skip_nonfinite": False},
+    ],
+    ids=["host", "streamed", "for good"],
+)
+@pytest.mark.parametrize("micro_steps", [1, 3])
+def test_means_of_rows_and_columns(schedule, micro_steps, options):
+    options = {"factored_second_moment": True, "accumulation_steps": micro_steps, **options}
+    run, reference = pair(Gpt, schedule, **options)
+    run.train(TOKENS, micro_steps=micro_steps)
+    assert_equal_runs(run, reference.train(TOKENS, micro_steps=micro_steps))
+
+
 @pytest.mark.parametrize("kind", ["reentrant", "non-reentrant"])
 def test_checkpointed_layers_with_clipping(schedule, kind):
     run, reference = pair(lambda: Gpt("assigned", kind), schedule, max_grad_norm=1e-2)
