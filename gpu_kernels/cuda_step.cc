@@ -267,7 +267,7 @@ class StepLauncher::Impl {
       slot.table.own.numbers = reinterpret_cast<const DeviceNumbers*>(begin + image.numbers);
     }
     if (contents.has_scalars()) table.scalars = reinterpret_cast<RuleScalars*>(behind);
-    auto* const sums = reinterpret_cast<float*>(table.scalars + parameters.size());
+    auto* const sums = reinterpret_cast<float*>(behind + parameters.size() * sizeof(RuleScalars));
     if (has_norms) table.norms = {sums, sums + blocks * kBlockSegments};
     if (has_factors) {
       table.factors = {sums, reinterpret_cast<const uint64_t*>(begin + image.offsets)};
