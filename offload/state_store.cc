@@ -5,6 +5,7 @@
 #include <cstring>
 #include <set>
 
+#include "offload/free_memory.h"
 #include "outboard/error.h"
 
 namespace outboard {
@@ -40,6 +41,7 @@ StateStore::StateStore(const EngineOptions& options, std::shared_ptr<Device> dev
                        Engine::Allocator allocator)
     : device_(std::move(device)),
       allocator_(std::move(allocator)),
+      spare_host_bytes_(options.spare_host_bytes),
       host_memory_(device_, options.pin_memory) {
   if (!allocator_ && device_) {
     allocator_ = [device = device_](size_t bytes) { return device->allocate(bytes); };
@@ -336,15 +338,29 @@ std::vector<StateStore::Wish> StateStore::second_wishes_of(Parameter& parameter)
   return wishes;
 }
 
+void StateStore::check_spare_memory(std::span<Parameter* const> streamed) const {
+  size_t bytes = 0;
+  for (Parameter* const parameter : streamed) {
+    for (const Wish& wish : second_wishes_of(*parameter)) bytes += wish.bytes;
+  }
+  if (bytes == 0) return;
+  const std::optional<size_t> free = free_host_bytes();
+  if (!free || (bytes <= *free && *free - bytes >= spare_host_bytes_)) return;
+  fail(ErrorKind::kMemory, "StateStore", "second copies take ", bytes,
+       " bytes of host memory, of which ", *free, " are left; ", spare_host_bytes_,
+       " are to stay free (spare_host_bytes)");
+}
+
 bool StateStore::ensure_second_copies(std::span<const ParameterPtr> parameters) {
   if (!memory_warning_.empty()) return false;
+  std::vector<Parameter*> streamed;
+  for (const ParameterPtr& parameter : parameters) {
+    if (parameter->is_streamed()) streamed.push_back(parameter.get());
+  }
   try {
+    check_spare_memory(streamed);
     ensure_shadows(parameters);
     const std::lock_guard lock(mutex_);
-    std::vector<Parameter*> streamed;
-    for (const ParameterPtr& parameter : parameters) {
-      if (parameter->is_streamed()) streamed.push_back(parameter.get());
-    }
     grant_host_to(streamed, second_wishes_of);
   } catch (const std::exception& error) {
     const std::lock_guard lock(mutex_);

@@ -72,6 +72,8 @@ class StateStore {
   struct Wish;  // an array that a parameter wants: how many bytes, where the pointer goes
   std::vector<Wish> wishes_of(Parameter& parameter, std::span<const double> hyper) const;
   static std::vector<Wish> second_wishes_of(Parameter& parameter);
+  /// Throws Error(kMemory) if host memory does not suffice for second copies of these.
+  void check_spare_memory(std::span<Parameter* const> streamed) const;
   static std::vector<Wish> image_wishes_of(Parameter& parameter);
   static void hand_out(const SegmentSums& sums, std::span<const ParameterPtr> batch);
   static void add_state_wishes(const StateFormat& format, size_t elements, bool is_copied,
@@ -99,6 +101,7 @@ class StateStore {
 
   std::shared_ptr<Device> device_;
   Engine::Allocator allocator_;
+  size_t spare_host_bytes_;
   mutable std::mutex mutex_;
   HostMemory host_memory_;
   SpareMemory spares_;

@@ -55,6 +55,10 @@ struct EngineOptions {
   /// there for it.
   size_t stream_elements = size_t{8} << 20;
   int stream_slots = 16;
+  /// Second copies of streamed state let updates begin before the norm is known. They are made only
+  /// if this much host memory is left beside them: the system ends a process that touches memory
+  /// which is not there. Where they are not made, Engine::take_warnings() says so.
+  size_t spare_host_bytes = size_t{2} << 30;
   /// For tests: weights that are on their way read as NaN until they arrive, so that a reader that
   /// did not wait is seen. Updates in backward are off then.
   bool poison_in_flight = false;

@@ -316,5 +316,21 @@ TEST_F(EngineEarly, AnUpdateForGoodCountsAlsoWhenItsGradientIsForgotten) {
   expect_weights(all(7 - 2 * 3));
 }
 
+TEST_F(EngineEarly, WithoutMemoryForSecondCopiesUpdatesBeginWithTheStep) {
+  EngineOptions options = tentative();
+  options.spare_host_bytes = size_t{1} << 60;
+  make(options, {kStreamed});
+  const size_t ring = engine_->memory().device_workspace;
+  for (int n = 0; n < 3; ++n) train();
+  engine_->synchronize();
+  EXPECT_EQ(engine_->stats().early_updates, 0);
+  expect_weights(after(3));
+  const auto warnings = engine_->take_warnings();
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("second copies take"), std::string::npos) << warnings[0];
+  EXPECT_NE(warnings[0].find("spare_host_bytes"), std::string::npos) << warnings[0];
+  EXPECT_EQ(engine_->memory().device_workspace, ring);
+}
+
 }  // namespace
 }  // namespace outboard
