@@ -100,7 +100,7 @@ void check_parameter(const LaunchKey& key, const DeviceParameter& parameter, siz
           "has a master or state that is not aligned to 16 bytes; align it");
   require(parameter.element_offset % kTileElements == 0,
           "starts inside a tile of its whole parameter; cut at multiples of 256 elements");
-  require(!rule_info(key.rule).needs_whole() || parameter.element_offset == 0,
+  require((!needs_norms(key.rule) && !needs_factors(key.rule)) || parameter.element_offset == 0,
           "is a piece, and its rule looks at the whole parameter first; launch it whole");
   require(
       !needs_factors(key.rule) || (parameter.rows > 0 && parameter.elements % parameter.rows == 0),
