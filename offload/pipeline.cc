@@ -75,6 +75,10 @@ void Pipeline::settle() {
   }
   try {
     if (intake_.last_read() != nullptr) intake_.last_read()->synchronize();
+  } catch (const std::exception&) {
+    // As above; what follows is waited for in any case.
+  }
+  try {
     if (stream_ != nullptr) stream_->flush(true)->synchronize();
   } catch (const std::exception&) {
     // As above.

@@ -104,6 +104,8 @@ class Pipeline {
   /// Reads sums, loss scale and found_inf to the host; the event after which they are there (null:
   /// they are).
   [[nodiscard]] EventPtr read(const StepRequest& request, ComputeStream stream);
+  /// All segment sums, as values to be read.
+  [[nodiscard]] std::vector<GradientIntake::Value> sums_to_read() const;
   void note_active();
 
   // Before a step. Under intake_mutex_.

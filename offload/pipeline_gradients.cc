@@ -219,11 +219,8 @@ std::vector<size_t> Pipeline::changed_gradients(std::span<const SentGradient> se
     device_->sum_of_squares(stream, gradient.data, spec.type, spec.elements, next);
     next += norm_segments(spec.elements);
   }
-  std::vector<GradientIntake::Value> values{
-      {copied_check_sums_, static_cast<const float*>(check_sums_.get()), segments}};
-  for (const SegmentSums& sums : sums_) {
-    values.push_back({sums.host, static_cast<const float*>(sums.device.get()), sums.count});
-  }
+  std::vector<GradientIntake::Value> values = sums_to_read();
+  values.push_back({copied_check_sums_, static_cast<const float*>(check_sums_.get()), segments});
   EventPtr is_read;
   {
     const std::lock_guard lock(intake_mutex_);

@@ -99,10 +99,7 @@ bool Pipeline::begin_step(const StepRequest& request, ComputeStream stream) {
 EventPtr Pipeline::read(const StepRequest& request, ComputeStream stream) {
   values_[kLossScale] = 1;
   values_[kFoundInf] = 0;
-  std::vector<GradientIntake::Value> values;
-  for (const SegmentSums& sums : sums_) {
-    values.push_back({sums.host, static_cast<const float*>(sums.device.get()), sums.count});
-  }
+  std::vector<GradientIntake::Value> values = sums_to_read();
   const std::pair<size_t, const float*> scalars[] = {{kLossScale, request.loss_scale},
                                                      {kFoundInf, request.found_inf}};
   for (const auto& [slot, source] : scalars) {
@@ -116,6 +113,14 @@ EventPtr Pipeline::read(const StepRequest& request, ComputeStream stream) {
   if (values.empty()) return nullptr;
   const std::lock_guard lock(intake_mutex_);
   return intake_.read_values(values, stream);
+}
+
+std::vector<GradientIntake::Value> Pipeline::sums_to_read() const {
+  std::vector<GradientIntake::Value> values;
+  for (const SegmentSums& sums : sums_) {
+    values.push_back({sums.host, static_cast<const float*>(sums.device.get()), sums.count});
+  }
+  return values;
 }
 
 StepDecision Pipeline::decide(const StepRequest& request, const EventPtr& is_read,

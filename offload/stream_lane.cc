@@ -12,6 +12,11 @@ constexpr size_t kAlignment = 256;
 // A ring stays below this, unless two slots alone are larger.
 constexpr size_t kMostRingBytes = size_t{1} << 30;
 
+// What the forward needs first comes first.
+std::pair<size_t, size_t> order_of(const StreamWorkPtr& work) {
+  return {work->parameter->rank, work->index};
+}
+
 size_t master_bytes(const ParameterSpec& spec, size_t elements) {
   return padded_elements(elements) * bytes_of(spec.master_format);
 }
@@ -128,7 +133,7 @@ void StreamLane::sort_arrived() {
     const StreamWorkPtr& first = coming_.front();
     if (first->phase != StreamWork::Phase::kCancelled) {
       if (first->gradient_ready != nullptr && !first->gradient_ready->is_done()) return;
-      ready_.emplace(std::pair(first->parameter->rank, first->index), first);
+      ready_.emplace(order_of(first), first);
     }
     coming_.pop_front();
   }
@@ -159,10 +164,7 @@ void StreamLane::replace_accepted() {
     const std::lock_guard lock(mutex_);
     accepted.swap(accepted_);
   }
-  // What the forward needs first, first.
-  std::ranges::stable_sort(accepted, {}, [](const StreamWorkPtr& work) {
-    return std::pair(work->parameter->rank, work->index);
-  });
+  std::ranges::stable_sort(accepted, {}, order_of);
   for (const StreamWorkPtr& work : accepted) replace_weight(*work);
 }
 
