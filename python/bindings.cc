@@ -326,6 +326,10 @@ std::vector<std::string> state_keys(const std::string& rule) {
   });
 }
 
+bool needs_whole(const std::string& rule) {
+  return translated([&] { return rule_named(rule).needs_whole(); });
+}
+
 std::vector<std::string> state_formats() {
   const auto names = state_format_names();
   return {names.begin(), names.end()};
@@ -390,6 +394,8 @@ TORCH_LIBRARY(outboard, m) {
   m.def("hyper_parameters", &outboard::hyper_parameters);
   m.def("hyper_defaults", &outboard::hyper_defaults);
   m.def("state_keys", &outboard::state_keys);
+  m.def("needs_whole", &outboard::needs_whole);
+  m.def("is_matrix", &outboard::is_matrix);
   m.def("state_formats", &outboard::state_formats);
   m.def("check_state_format", &outboard::check_state_format);
   m.def("build_info", &outboard::build_info);

@@ -104,8 +104,24 @@ FormatWish CPUOffloadOptimizer::Impl::format_of(const std::string& name) const {
   return {options.state_format, static_cast<size_t>(options.block_size)};
 }
 
+RuleId CPUOffloadOptimizer::Impl::rule_of_matrices() const {
+  return options.factored_second_moment ? RuleId::kAdamWFactored : *rule;
+}
+
+void CPUOffloadOptimizer::Impl::check_factored(
+    const torch::optim::OptimizerOptions& group_options) const {
+  if (!options.factored_second_moment) return;
+  if (rule != RuleId::kAdamW) {
+    fail(ErrorKind::kValue, kWho, "factored_second_moment is for AdamW, and the optimizer ",
+         rule ? "is " : "has no native rule", rule ? rule_info(*rule).name : "",
+         "; leave it false, or give AdamWOptions");
+  }
+  check_hyper(rule_info(rule_of_matrices()), hyper_of(group_options), kWho);
+}
+
 void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerParamGroup& group) {
   check_group(group);
+  check_factored(group.options());
   TensorGroup added{.tensors = group.params(),
                     .names = {},
                     .placements = {},
@@ -114,12 +130,14 @@ void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerPara
                     .state_formats = {},
                     .min_quantized_elements = static_cast<size_t>(options.min_quantized_elements),
                     .master = options.master};
+  std::vector<RuleId> rules;
   for (size_t i = 0; i < group.params().size(); ++i) {
     const at::Tensor& tensor = group.params()[i];
     const bool is_wanted = std::ranges::any_of(
         options.resident, [&](const at::Tensor& wish) { return wish.is_same(tensor); });
     added.names.push_back(name_of(tensor, group_sizes.size(), i));
-    added.rules.emplace_back(rule ? rule_info(*rule).name : "");
+    if (rule) rules.push_back(is_matrix(tensor) ? rule_of_matrices() : *rule);
+    added.rules.emplace_back(rule ? rule_info(rules.back()).name : "");
     added.state_formats.push_back(format_of(added.names.back()));
     const bool is_streamed = options.placement == Placement::kStreamed && rule;
     const bool is_resident = is_wanted || tensor.numel() < options.min_offload_elements ||
@@ -140,6 +158,7 @@ void CPUOffloadOptimizer::Impl::register_group(const torch::optim::OptimizerPara
     indices[group.params()[i].unsafeGetTensorImpl()] = first + i;
     parameter_names.push_back(added.names[i]);
   }
+  parameter_rules.insert(parameter_rules.end(), rules.begin(), rules.end());
   group_sizes.push_back(group.params().size());
 }
 

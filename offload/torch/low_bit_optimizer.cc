@@ -12,6 +12,7 @@ CPUOffloadOptions LowBitOptions::without_offload() const {
           .state_formats = state_formats,
           .names = names,
           .master = master,
+          .factored_second_moment = factored_second_moment,
           .max_gradient_norm = max_gradient_norm,
           .min_offload_elements = std::numeric_limits<int64_t>::max(),
           .skip_nonfinite = skip_nonfinite,

@@ -27,6 +27,11 @@ struct CPUOffloadOptimizer::Impl {
   [[nodiscard]] std::vector<size_t> matching(const std::string& pattern) const;
   /// Throws Error for a group that cannot be taken: empty, with duplicates, of another rule.
   void check_group(const torch::optim::OptimizerParamGroup& group) const;
+  /// The rule of parameters that can be factored, if they are to be; else that of all. Both take
+  /// the same hyper-parameters.
+  [[nodiscard]] RuleId rule_of_matrices() const;
+  /// Throws Error(kValue) for options that do not go with factored_second_moment.
+  void check_factored(const torch::optim::OptimizerOptions& group_options) const;
   /// Gives the engine group `number`, which is the next one it does not have.
   void register_group(const torch::optim::OptimizerParamGroup& group);
   /// Registers groups that came through the base class. Throws Error(kState) if a group's
@@ -51,12 +56,15 @@ struct CPUOffloadOptimizer::Impl {
   std::unique_ptr<GenericUpdate> generic;  // after the engine: it refers to it
   std::unordered_map<const c10::TensorImpl*, size_t> indices;
   std::vector<std::string> parameter_names;  // by the engine's index
+  std::vector<RuleId> parameter_rules;       // by the engine's index; none if generic
   std::vector<size_t> group_sizes;           // of the groups that the engine has
   double clip_once = 0;
   int accumulating = 0;
   bool is_capturable = false;
 
  private:
+  /// Throws Error(kValue) for AdamW's states in the place of AdamWFactored's, or the reverse.
+  void check_saved_kind(const TensorMap& state, size_t parameter) const;
   void check_saved(const Snapshot& saved, const ParamGroups& groups) const;
   std::vector<std::unique_ptr<torch::optim::OptimizerOptions>> saved_options(
       const Snapshot& saved, const ParamGroups& groups) const;

@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <torch/serialize/archive.h>
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 
@@ -194,6 +195,21 @@ Snapshot CPUOffloadOptimizer::Impl::snapshot(const ParamGroups& groups, StateLay
   return result;
 }
 
+void CPUOffloadOptimizer::Impl::check_saved_kind(const TensorMap& state, size_t parameter) const {
+  const auto keeps = [](RuleId id, std::string_view key) {
+    return std::ranges::count(rule_info(id).states, key, &StateInfo::key) > 0;
+  };
+  const RuleId own = parameter_rules[parameter];
+  const RuleId other = own == RuleId::kAdamWFactored ? RuleId::kAdamW : RuleId::kAdamWFactored;
+  for (const auto& [key, value] : state) {
+    const std::string_view name = std::string_view(key).substr(0, key.find('.'));
+    if (keeps(own, name) || !keeps(other, name)) continue;
+    fail(ErrorKind::kValue, kWho, "the saved state of ", parameter_names[parameter], " has \"", key,
+         "\", which ", rule_info(own).name, " does not keep; make the optimizer with the ",
+         "factored_second_moment that was saved. Nothing was changed");
+  }
+}
+
 void CPUOffloadOptimizer::Impl::check_saved(const Snapshot& saved,
                                             const ParamGroups& groups) const {
   const auto refuse = [](const auto&... parts) {
@@ -222,6 +238,11 @@ void CPUOffloadOptimizer::Impl::check_saved(const Snapshot& saved,
         std::ranges::any_of(state, [](const auto& e) { return e.first == "step"; });
     if (!state.empty() && !has_step) refuse("the state of parameter ", i, " lacks \"step\"");
   }
+  if (rule != RuleId::kAdamW) return;
+  auto state = saved.states.begin();
+  for (const auto& group : groups) {
+    for (const at::Tensor& tensor : group.params()) check_saved_kind(*state++, index_of(tensor));
+  }
 }
 
 std::vector<std::unique_ptr<OptimizerOptions>> CPUOffloadOptimizer::Impl::saved_options(
@@ -238,7 +259,7 @@ std::vector<std::unique_ptr<OptimizerOptions>> CPUOffloadOptimizer::Impl::saved_
              *rule == RuleId::kAdamW ? "Adam" : "AdamW", ", the optimizer is ",
              rule_info(*rule).name, "; make the optimizer that was saved. Nothing was changed");
       }
-      set_hyper(*merged, merged_hyper(*rule, theirs, hyper_of(*merged)));
+      set_hyper(*merged, merged_hyper(rule_of_matrices(), theirs, hyper_of(*merged)));
     } else {
       merge_values(*merged, theirs);
     }

@@ -83,8 +83,8 @@ class BaseClass:
     def rule_for(self, group: Mapping[str, Any], parameter: torch.Tensor) -> str:
         """The native rule of one parameter of a group, or "". Means of rows and columns need both,
         as neighbours in memory."""
-        is_matrix = parameter.dim() >= 2 and parameter.numel() > 0 and parameter.is_contiguous()
-        return FACTORED if self.factored and is_matrix else self.rule_of(group)
+        is_factored = self.factored and torch.ops.outboard.is_matrix(parameter)
+        return FACTORED if is_factored else self.rule_of(group)
 
     def check_flags(self, group: Mapping[str, Any]) -> None:
         """Raises ValueError for options that would be ignored. foreach and fused choose among

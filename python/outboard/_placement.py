@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _formats
-from ._base_class import FACTORED
 from .hyper import WHO
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 PLACEMENTS = ("auto", "host", "streamed", "resident")
 LEAST_STREAMED_ELEMENTS = 65536  # below it, five copies each way take longer than their bytes
 _MASTERS = {"none": "stochastic"}
-# They look at whole parameters first, which would have to be on the device at once.
-_RULES_OF_WHOLE_PARAMETERS = ("LAMB", "LARS", FACTORED)
 
 
 def checked_placements(placement: Any) -> list[tuple[Any, str]]:
@@ -92,7 +89,10 @@ def _place_of(options: OffloadOptions, parameter: torch.Tensor, name: str, rule:
 
 def may_plan(options: OffloadOptions, rule: str) -> bool:
     """Whether the planner may choose for parameters of this rule, if nobody else does."""
-    return bool(rule) and rule not in _RULES_OF_WHOLE_PARAMETERS and not options.offload_gradients
+    if not rule or options.offload_gradients:
+        return False
+    # Parameters that are looked at as a whole would have to be on the device at once.
+    return not torch.ops.outboard.needs_whole(rule)
 
 
 def has_machine(options: OffloadOptions, parameter: torch.Tensor) -> bool:

@@ -34,8 +34,9 @@ CLASSES = {
 }
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASES = [(name, "fp32") for name in CLASSES] + [("AdamW", "bf16"), ("SGD", "bf16")]
-# State of 8 bits: the tool takes the suffix off.
+# State of 8 bits: the tool takes the suffix off, and then that of factored second moments.
 CASES += [("AdamW8bit", "bf16"), ("Lion8bit", "fp32")]
+CASES += [("AdamWFactored", "fp32"), ("AdamWFactored8bit", "bf16")]
 
 
 def find_tool() -> Path | None:
@@ -66,8 +67,11 @@ class Training:
     """What checkpoint_tool does, through this package."""
 
     def __init__(self, name: str, dtype: str):
-        cls, options = CLASSES[name.removesuffix("8bit")]
-        options = {"state_format": "8bit" if name.endswith("8bit") else "fp32", **options}
+        kind = name.removesuffix("8bit")
+        cls, options = CLASSES[kind.removesuffix("Factored")]
+        options = {"state_format": "fp32" if kind == name else "8bit", **options}
+        if kind.endswith("Factored"):
+            options["factored_second_moment"] = True
         self.parameters = [
             torch.nn.Parameter(pattern((17, 33), 0).to(TYPES[dtype])),
             torch.nn.Parameter(pattern((300,), 1).to(TYPES[dtype])),

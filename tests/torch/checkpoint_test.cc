@@ -101,6 +101,19 @@ TEST_P(CheckpointTest, AdamWResumesBitByBit) {
   expect_exact_resume(GetParam(), at::kHalf, native(GetParam(), base));
 }
 
+TEST_P(CheckpointTest, FactoredSecondMomentsResumeBitByBit) {
+  for (const char* format : {"fp32", "8bit"}) {
+    expect_exact_resume(GetParam(), at::kBFloat16, [&](const Training& training) {
+      CPUOffloadOptions options = options_for(GetParam());
+      options.state_format = format;
+      options.min_quantized_elements = 16;
+      options.factored_second_moment = true;
+      return std::make_unique<CPUOffloadOptimizer>(training.parameters, AdamWOptions(1e-2),
+                                                   options);
+    });
+  }
+}
+
 TEST_P(CheckpointTest, OtherRulesResumeBitByBit) {
   const AdamOptions adam = AdamOptions(1e-2).amsgrad(true);
   expect_exact_resume(GetParam(), at::kFloat, native(GetParam(), adam));

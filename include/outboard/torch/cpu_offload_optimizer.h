@@ -132,6 +132,9 @@ struct CPUOffloadOptions {
   /// "auto" (split for bf16 weights, fp32 for fp16), "split", "split8" (24 bits of fp32, one byte
   /// less; stochastic rounding), "fp32", or "none" (stochastic rounding).
   std::string master = "auto";
+  /// With AdamWOptions: parameters of two and more dimensions keep a mean for each row and column
+  /// (size(0) rows) in the place of exp_avg_sq; those of fewer, or not contiguous, keep exp_avg_sq.
+  bool factored_second_moment = false;
   double max_gradient_norm = 0;         ///< clips every step's global norm; 0: off
   int64_t min_offload_elements = 4096;  ///< smaller parameters stay resident on their device
   bool skip_nonfinite = true;  ///< a step with an Inf or NaN gradient changes nothing, is counted
@@ -179,7 +182,8 @@ class CPUOffloadOptimizer : public torch::optim::Optimizer {
   /// One native rule, chosen by the type of `base`: torch's AdamWOptions, AdamOptions, SGDOptions,
   /// AdagradOptions, RMSpropOptions, or LionOptions, AdEMAMixOptions, LAMBOptions, LARSOptions.
   /// Groups without options get `base`. Allocates host memory and reads the weights (blocks).
-  /// Throws Error for wrong values (kValue), types (kType) or memory that cannot be had (kMemory).
+  /// Throws Error for wrong values (kValue; among them factored_second_moment with other options
+  /// than AdamW's, or with amsgrad), types (kType) or memory that cannot be had (kMemory).
   template <std::derived_from<torch::optim::OptimizerOptions> Base>
   CPUOffloadOptimizer(ParamGroups groups, Base base, CPUOffloadOptions options = {})
       : CPUOffloadOptimizer(std::move(groups), std::make_unique<Base>(std::move(base)), nullptr,

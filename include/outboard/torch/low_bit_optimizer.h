@@ -16,6 +16,7 @@ struct LowBitOptions {
   std::vector<StateFormatOf> state_formats = {};
   torch::OrderedDict<std::string, torch::Tensor> names{};
   std::string master = "auto";
+  bool factored_second_moment = false;
   double max_gradient_norm = 0;
   bool skip_nonfinite = false;
   int threads = 0;

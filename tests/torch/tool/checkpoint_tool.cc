@@ -32,6 +32,10 @@ std::unique_ptr<CPUOffloadOptimizer> make(std::string name,
     options.state_format = "8bit";
     name.resize(name.size() - 4);
   }
+  if (name.ends_with("Factored")) {
+    options.factored_second_moment = true;
+    name.resize(name.size() - 8);
+  }
   const auto with = [&](auto base) {
     return std::make_unique<CPUOffloadOptimizer>(parameters, base, options);
   };
