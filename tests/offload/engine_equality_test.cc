@@ -1,13 +1,16 @@
 // The overlapped engine equals a plain loop bit by bit: weights, masters, states, step counts,
 // norms, for every combination of intake, accumulation, clipping and rule, on a device that delays
-// and poisons. What makes it fail is a missing wait.
+// and poisons. What makes it fail is a missing wait. Sweeps are along the ways that rules take.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "tests/offload/support/equality.h"
+#include "tests/offload/support/rule_ways.h"
 #include "tests/offload/support/trial.h"
 
 namespace outboard {
@@ -15,16 +18,16 @@ namespace {
 
 using testing::Clip;
 using testing::Trial;
+using testing::Way;
 
-constexpr uint64_t kSeeds = 4;
+constexpr size_t kSeeds = 4;  // at least, and every rule of the way
 constexpr uint64_t kSlowSeeds = 80;
 
 enum class Intake { kKeepsGradients, kOffloadsGradients };
 
-using Combination = std::tuple<Intake, int, Clip, RuleId>;
+using Combination = std::tuple<Intake, int, Clip, Way>;
 
-Trial trial_of(const Combination& combination, uint64_t seed) {
-  const auto& [intake, accumulation, clip, rule] = combination;
+Trial trial_of(Intake intake, int accumulation, Clip clip, RuleId rule, uint64_t seed) {
   Trial trial{.seed = seed,
               .rule = rule,
               .offload_gradients = intake == Intake::kOffloadsGradients,
@@ -40,60 +43,60 @@ Trial trial_of(const Combination& combination, uint64_t seed) {
 }
 
 void expect_equal(const Trial& trial, int max_delay_microseconds) {
-  SCOPED_TRACE("seed " + std::to_string(trial.seed) + ", slots " + std::to_string(trial.slots) +
-               ", loss scale " + std::to_string(trial.loss_scale) +
+  SCOPED_TRACE(std::string(rule_info(trial.rule).name) + ", seed " + std::to_string(trial.seed) +
+               ", slots " + std::to_string(trial.slots) + ", loss scale " +
+               std::to_string(trial.loss_scale) +
                (trial.skips_nonfinite ? ", skips" : ", does not skip"));
   testing::expect_equals_plain_loop(trial, max_delay_microseconds);
 }
 
 std::string name_of(const ::testing::TestParamInfo<Combination>& info) {
-  const auto& [intake, accumulation, clip, rule] = info.param;
+  const auto& [intake, accumulation, clip, way] = info.param;
   constexpr const char* kClips[] = {"Off", "Never", "Sometimes", "Always"};
-  return std::string(rule_info(rule).name) +
-         (intake == Intake::kOffloadsGradients ? "Offloads" : "Keeps") +
+  return testing::name_of(way) + (intake == Intake::kOffloadsGradients ? "Offloads" : "Keeps") +
          std::to_string(accumulation) + "Clip" + kClips[static_cast<int>(clip)];
 }
-
-constexpr RuleId kEveryRule[] = {
-#define OUTBOARD_RULE(type, stem) RuleId::k##type,
-#include "outboard/rules.def"
-#undef OUTBOARD_RULE
-};
 
 const auto kEveryCombination = ::testing::Combine(
     ::testing::Values(Intake::kKeepsGradients, Intake::kOffloadsGradients), ::testing::Values(1, 4),
     ::testing::Values(Clip::kOff, Clip::kNever, Clip::kSometimes, Clip::kAlways),
-    ::testing::ValuesIn(kEveryRule));
+    ::testing::ValuesIn(testing::kEveryWay));
 
 class EngineEquality : public ::testing::TestWithParam<Combination> {};
 
 TEST_P(EngineEquality, EqualsThePlainLoop) {
-  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
-    expect_equal(trial_of(GetParam(), seed * 1000 + 7), 60);
+  const auto& [intake, accumulation, clip, way] = GetParam();
+  const std::vector<RuleId> rules = testing::rules_of(way);
+  for (size_t i = 0; i < std::max(kSeeds, rules.size()); ++i) {
+    const RuleId rule = rules[i % rules.size()];
+    expect_equal(trial_of(intake, accumulation, clip, rule, (i + 1) * 1000 + 7), 60);
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Matrix, EngineEquality, kEveryCombination, name_of);
 
 // Random combinations with longer delays.
-class EngineEqualitySlow : public ::testing::TestWithParam<RuleId> {};
+class EngineEqualitySlow : public ::testing::TestWithParam<Way> {};
 
 TEST_P(EngineEqualitySlow, EqualsThePlainLoop) {
-  const uint64_t first = testing::first_seed(kSlowSeeds);
-  for (uint64_t seed = first; seed < first + kSlowSeeds; ++seed) {
-    const uint64_t draw = splitmix64(seed * 31 + static_cast<uint64_t>(GetParam()));
+  const std::vector<RuleId> rules = testing::rules_of(GetParam());
+  const uint64_t count = testing::seeds_of(GetParam(), kSlowSeeds);
+  const uint64_t first = testing::first_seed(count);
+  for (uint64_t seed = first; seed < first + count; ++seed) {
+    const RuleId rule = rules[seed % rules.size()];
+    const uint64_t draw = splitmix64(seed * 31 + static_cast<uint64_t>(rule));
     const auto intake = (draw & 1) != 0 ? Intake::kKeepsGradients : Intake::kOffloadsGradients;
     const int accumulation = 1 + static_cast<int>(draw >> 1 & 3);
     const auto clip = static_cast<Clip>(draw >> 3 & 3);
-    Trial trial = trial_of({intake, accumulation, clip, GetParam()}, draw);
+    Trial trial = trial_of(intake, accumulation, clip, rule, draw);
     trial.steps = 2 + static_cast<int>(draw >> 5 & 3);
     trial.has_unused = (draw >> 7 & 1) != 0;
     expect_equal(trial, static_cast<int>(draw >> 8 & 255));
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Sweep, EngineEqualitySlow, ::testing::ValuesIn(kEveryRule),
-                         [](const auto& info) { return std::string(rule_info(info.param).name); });
+INSTANTIATE_TEST_SUITE_P(Sweep, EngineEqualitySlow, ::testing::ValuesIn(testing::kEveryWay),
+                         [](const auto& info) { return testing::name_of(info.param); });
 
 }  // namespace
 }  // namespace outboard

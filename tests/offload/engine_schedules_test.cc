@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "outboard/device.h"
 #include "outboard/engine.h"
@@ -16,6 +17,7 @@
 #include "outboard/state_format.h"
 #include "quant/random.h"
 #include "tests/offload/support/equality.h"
+#include "tests/offload/support/rule_ways.h"
 #include "tests/offload/support/trial.h"
 
 namespace outboard {
@@ -23,18 +25,13 @@ namespace {
 
 using testing::Clip;
 using testing::Trial;
+using testing::Way;
 
 enum class Places { kHost, kMixed, kStreamed };
 
 constexpr uint64_t kSeeds = 3;
-constexpr uint64_t kSlowSeeds = 80;  // of each rule: about 70 s in all
+constexpr uint64_t kSlowSeeds = 80;
 constexpr const char* kFormats[] = {"fp32", "bf16", "8bit", "4bit", "8bit/4bit", "fp8", "dynamic8"};
-
-constexpr RuleId kEveryRule[] = {
-#define OUTBOARD_RULE(type, stem) RuleId::k##type,
-#include "outboard/rules.def"
-#undef OUTBOARD_RULE
-};
 
 Trial trial_of(Schedule schedule, Places places, Clip clip, uint64_t seed) {
   Trial trial{.seed = seed,
@@ -61,8 +58,8 @@ Trial trial_of(Schedule schedule, Places places, Clip clip, uint64_t seed) {
 }
 
 StepStats expect_equal(const Trial& trial, int max_delay_microseconds) {
-  SCOPED_TRACE("seed " + std::to_string(trial.seed) + ", accumulation " +
-               std::to_string(trial.accumulation) +
+  SCOPED_TRACE(std::string(rule_info(trial.rule).name) + ", seed " + std::to_string(trial.seed) +
+               ", accumulation " + std::to_string(trial.accumulation) +
                (trial.offload_gradients ? ", offloads" : ", keeps") +
                (trial.skips_nonfinite ? ", skips" : ", does not skip"));
   return testing::expect_equals_plain_loop(trial, max_delay_microseconds);
@@ -160,22 +157,26 @@ TEST(EngineSchedulesNorms, AreOfWholeGradients) {
   expect_equal(trial, 500);
 }
 
-class EngineSchedulesSlow : public ::testing::TestWithParam<RuleId> {};
+// Random combinations along the ways that rules take.
+class EngineSchedulesSlow : public ::testing::TestWithParam<Way> {};
 
 TEST_P(EngineSchedulesSlow, EqualThePlainLoop) {
-  const uint64_t first = testing::first_seed(kSlowSeeds);
-  for (uint64_t seed = first; seed < first + kSlowSeeds; ++seed) {
-    const uint64_t draw = splitmix64(seed * 77 + static_cast<uint64_t>(GetParam()));
+  const std::vector<RuleId> rules = testing::rules_of(GetParam());
+  const uint64_t count = testing::seeds_of(GetParam(), kSlowSeeds);
+  const uint64_t first = testing::first_seed(count);
+  for (uint64_t seed = first; seed < first + count; ++seed) {
+    const RuleId rule = rules[seed % rules.size()];
+    const uint64_t draw = splitmix64(seed * 77 + static_cast<uint64_t>(rule));
     Trial trial = trial_of(static_cast<Schedule>(draw % 3), static_cast<Places>((draw >> 8) % 3),
                            static_cast<Clip>(draw >> 16 & 3), draw);
-    trial.rule = GetParam();
+    trial.rule = rule;
     trial.poisons_in_flight = (draw >> 24 & 7) == 0;
     expect_equal(trial, static_cast<int>(draw >> 32 & 127));
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Sweep, EngineSchedulesSlow, ::testing::ValuesIn(kEveryRule),
-                         [](const auto& info) { return std::string(rule_info(info.param).name); });
+INSTANTIATE_TEST_SUITE_P(Sweep, EngineSchedulesSlow, ::testing::ValuesIn(testing::kEveryWay),
+                         [](const auto& info) { return testing::name_of(info.param); });
 
 }  // namespace
 }  // namespace outboard
