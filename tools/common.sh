@@ -4,8 +4,9 @@ set -euo pipefail
 # Python and CMake come from the checkout's own environment.
 export PATH="$PWD/.venv/bin:$PATH"
 
-# Lets the compiler cache serve a build in one folder from a build in another.
-export CCACHE_NOHASHDIR=1
+# Lets the compiler cache serve a build in one folder from a build in another: paths are relative to
+# the build, so both must lie equally deep.
+export CCACHE_NOHASHDIR=1 CCACHE_BASEDIR="$PWD"
 
 # Prints which step a script is at: step 2/5 "Python packages".
 step() { printf '\n[%s] %s\n' "$1" "$2"; }
