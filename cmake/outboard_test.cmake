@@ -24,6 +24,9 @@ function(outboard_test folder)
     ${target} PRIVATE OUTBOARD_GOLDEN_DIR="${CMAKE_CURRENT_SOURCE_DIR}/golden")
   target_link_libraries(${target} PRIVATE outboard_flags ${arg_LIBRARIES} GTest::gmock
                                           GTest::gtest_main)
+  if(OUTBOARD_SANITIZE)  # the tests' own code, which takes longer to compile so than to run
+    target_compile_options(${target} PRIVATE -O1)
+  endif()
   set(on_gpu "*Gpu*:*Cuda*")
   set(options DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 120)
   if(arg_GPU)
