@@ -30,7 +30,12 @@ HWY_INLINE FloatVec rough_sqrt_plus(FloatVec a, float offset) {
 /// side is one rounding of an exact value; (k + 1/2)^2 is exact, so this holds without fused
 /// multiply-add, too. Equal to the scalar definition for all 1.2e9 floats a of codes up to 255.
 /// Three operations less than rounding and converting the root of a - 1/4.
+///
+/// With `kLeast` 1, codes are at least 1: sqrt(1.002 (a + 2.4)) - 1 rounds to 1 up to the threshold
+/// of code 2, and above it to the code or to one less.
+template <int kLeast>
 struct SquareFinder {
+  static_assert(kLeast == 0 || kLeast == 1);
   FloatVec factor;
   FloatVec widened;
 
@@ -39,7 +44,8 @@ struct SquareFinder {
         widened(hn::Set(FloatTag(), scale_factor * 1.002f)) {}
   HWY_INLINE BitsVec operator()(FloatVec value) const {
     const FloatTag df;
-    const FloatVec shifted = hn::MulAdd(value, widened, hn::Set(df, 1.002f));
+    constexpr float kShift = kLeast == 0 ? 1.002f : 1.002f * 2.4f;
+    const FloatVec shifted = hn::MulAdd(value, widened, hn::Set(df, kShift));
     const FloatVec estimate = rough_sqrt_plus(shifted, 0x1p23f - 1.0f);
     const FloatVec middle = hn::Sub(estimate, hn::Set(df, 0x1p23f - 0.5f));
     const FloatVec above = hn::NegMulAdd(middle, middle, hn::Mul(value, factor));
@@ -50,7 +56,7 @@ struct SquareFinder {
 };
 
 /// The code of sym8, in the low byte of each lane.
-HWY_INLINE BitsVec sym8_code(const SquareFinder& find, FloatVec value) {
+HWY_INLINE BitsVec sym8_code(const SquareFinder<0>& find, FloatVec value) {
   const BitsVec code = find(hn::Abs(value));
   const auto is_negative = hn::RebindMask(BitsTag(), hn::Lt(value, hn::Zero(FloatTag())));
   return hn::IfThenElse(is_negative, hn::Sub(hn::Zero(BitsTag()), code), code);
@@ -58,9 +64,8 @@ HWY_INLINE BitsVec sym8_code(const SquareFinder& find, FloatVec value) {
 
 /// The code of root8 for the root of a second moment: 0 where that does not exist, else at least 1.
 template <class Mask>
-HWY_INLINE BitsVec root8_code(const SquareFinder& find, FloatVec root, Mask exists) {
-  const BitsVec least = hn::BitCast(BitsTag(), hn::Set(FloatTag(), 0x1p23f + 1.0f));
-  return hn::IfThenElseZero(hn::RebindMask(BitsTag(), exists), hn::Max(find(root), least));
+HWY_INLINE BitsVec root8_code(const SquareFinder<1>& find, FloatVec root, Mask exists) {
+  return hn::IfThenElseZero(hn::RebindMask(BitsTag(), exists), find(root));
 }
 
 }  // namespace outboard::quant::HWY_NAMESPACE

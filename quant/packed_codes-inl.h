@@ -35,32 +35,22 @@ struct FloatGroup {
   FloatVec at[4];
 };
 
-/// Moves the 8-byte parts of one vector: part i of the result is part index[i].
-template <bool kToMemory>
-HWY_INLINE PackedBytes move_parts(PackedBytes bytes) {
+/// Stores a group's codes of one byte: part i of 8 bytes in memory is part from[i] of `codes`.
+HWY_INLINE void store_bytes(PackedBytes codes, uint8_t* to) {
   constexpr size_t kParts = kGroup / 8;
-  if constexpr (kParts == 2) return bytes;
   struct Order {
     alignas(64) uint64_t from[kParts];
     constexpr Order() : from{} {
-      for (size_t i = 0; i < kParts; ++i) {
-        from[i] =
-            kToMemory ? i % (kParts / 2) * 2 + i / (kParts / 2) : i / 2 + i % 2 * (kParts / 2);
-      }
+      for (size_t i = 0; i < kParts; ++i) from[i] = i % (kParts / 2) * 2 + i / (kParts / 2);
     }
   };
   static constexpr Order kOrder;
-  const PackedPairTag d;
-  return hn::BitCast(PackedByteTag(), hn::TableLookupLanes(hn::BitCast(d, bytes),
-                                                           hn::SetTableIndices(d, kOrder.from)));
-}
-
-/// A group's codes of one byte, from and to memory.
-HWY_INLINE PackedBytes load_bytes(const uint8_t* codes) {
-  return move_parts<false>(hn::LoadU(PackedByteTag(), codes));
-}
-HWY_INLINE void store_bytes(PackedBytes codes, uint8_t* to) {
-  hn::StoreU(move_parts<true>(codes), PackedByteTag(), to);
+  if constexpr (kParts > 2) {
+    const PackedPairTag d;
+    codes = hn::BitCast(PackedByteTag(), hn::TableLookupLanes(hn::BitCast(d, codes),
+                                                              hn::SetTableIndices(d, kOrder.from)));
+  }
+  hn::StoreU(codes, PackedByteTag(), to);
 }
 
 /// The low bytes of four vectors of 32-bit numbers.

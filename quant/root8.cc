@@ -15,7 +15,7 @@ HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
 
 struct Root8Encoder {
-  SquareFinder find;
+  SquareFinder<1> find;
   HWY_INLINE explicit Root8Encoder(float scale) : find(Root8::Encoder(scale).factor) {}
   HWY_INLINE BitsVec operator()(FloatVec value, BitsVec) const {
     return root8_code(find, hn::Sqrt(value), hn::Gt(value, hn::Zero(FloatTag())));

@@ -14,7 +14,7 @@ HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
 
 struct Sym8Encoder {
-  SquareFinder find;
+  SquareFinder<0> find;
   HWY_INLINE explicit Sym8Encoder(float scale) : find(Sym8::Encoder(scale).factor) {}
   HWY_INLINE BitsVec operator()(FloatVec value, BitsVec) const { return sym8_code(find, value); }
 };

@@ -28,17 +28,17 @@ constexpr float kLeastUsualScale = 0x1p-80f;
 constexpr float kLeastRoot = 0x1p-63f;
 
 /// Codes of sym8 as c |c| 2^16 unit / 2^16: the product of 16-bit numbers is exact, and so is 2^16.
+/// Bytes are widened as they are loaded, which leaves their halfwords in the order of PackOrder.
 HWY_INLINE FloatGroup decode_sym8(const uint8_t* codes, float unit) {
-  const q::PackedByteTag d8;
   const q::PackedWordTag d16;
-  const hn::RebindToSigned<q::PackedWordTag> ds16;
-  const auto zero = hn::Zero(d8);
-  const auto bytes = q::load_bytes(codes);
+  const q::PackedSignedWordTag ds16;
   const FloatVec factor = broadcast(unit * 0x1p-16f);
   FloatGroup group;
-  const auto widen = [&](auto words, size_t k) {
-    const auto c = hn::BitCast(ds16, words);
-    const auto square = hn::BitCast(d16, hn::MulHigh(c, hn::Abs(c)));
+  const auto widen = [&](size_t k) {
+    const hn::Rebind<int8_t, q::PackedSignedWordTag> d8;
+    const auto* from = reinterpret_cast<const int8_t*>(codes) + 2 * k * kLanes;
+    const auto c = hn::PromoteTo(ds16, hn::LoadU(d8, from));
+    const auto square = hn::BitCast(d16, hn::Mul(c, hn::Abs(c)));
     const auto none = hn::Zero(d16);
     const auto value = [&](BitsVec level) {
       return hn::Mul(hn::ConvertTo(FloatTag(), hn::BitCast(q::SignedTag(), level)), factor);
@@ -46,23 +46,21 @@ HWY_INLINE FloatGroup decode_sym8(const uint8_t* codes, float unit) {
     group.at[2 * k] = value(q::widen_first(none, square));
     group.at[2 * k + 1] = value(q::widen_second(none, square));
   };
-  widen(hn::InterleaveLower(d8, zero, bytes), 0);
-  widen(hn::InterleaveUpper(d8, zero, bytes), 1);
+  widen(0);
+  widen(1);
   return group;
 }
 
 /// Codes of root8. 2^23 + c^2 needs no conversion, and (2^23 + c^2) unit - 2^23 unit is rounded
 /// once.
 HWY_INLINE FloatGroup decode_root8(const uint8_t* codes, float unit) {
-  const q::PackedByteTag d8;
   const q::PackedWordTag d16;
-  const auto zero = hn::Zero(d8);
-  const auto bytes = q::load_bytes(codes);
   const FloatVec factor = broadcast(unit);
   const FloatVec offset = broadcast(-0x1p23f * unit);
   FloatGroup group;
-  const auto widen = [&](auto words, size_t k) {
-    const auto c = hn::BitCast(d16, words);
+  const auto widen = [&](size_t k) {
+    const hn::Rebind<uint8_t, q::PackedWordTag> d8;
+    const auto c = hn::PromoteTo(d16, hn::LoadU(d8, codes + 2 * k * kLanes));
     const auto square = hn::Mul(c, c);
     const auto exponent = hn::Set(d16, 0x4B00);
     const auto value = [&](BitsVec level) {
@@ -72,8 +70,8 @@ HWY_INLINE FloatGroup decode_root8(const uint8_t* codes, float unit) {
     group.at[2 * k] = value(q::widen_first(square, exponent));
     group.at[2 * k + 1] = value(q::widen_second(square, exponent));
   };
-  widen(hn::InterleaveLower(d8, bytes, zero), 0);
-  widen(hn::InterleaveUpper(d8, bytes, zero), 1);
+  widen(0);
+  widen(1);
   return group;
 }
 
@@ -120,8 +118,8 @@ struct Sym8Root8 {
   };
 
   struct Encoder {
-    q::SquareFinder find_m;
-    q::SquareFinder find_root;
+    q::SquareFinder<0> find_m;
+    q::SquareFinder<1> find_root;
     HWY_INLINE explicit Encoder(const Scales& scales)
         : find_m(scales.m_factor), find_root(scales.root_factor) {}
     /// The codes of a group under way.

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -145,6 +146,16 @@ void set_levels(const StepArrays& arrays) {
   }
 }
 
+/// Second moments that are nothing, or far below the first level, beside usual ones.
+void set_small(const StepArrays& arrays) {
+  set_usual(arrays);
+  const ParameterUpdate& u = arrays.update();
+  std::memset(codes_at(u, 1, 0), 0, u.formats[1].code_bytes(kTileElements));
+  for (size_t i = 0; i < kTileElements; i += 2) {
+    set_gradient(arrays, i, i % 4 == 0 ? 0.0f : std::ldexp(1.0f, -static_cast<int>(i % 61)));
+  }
+}
+
 class FusedTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(FusedTest, EqualsTheReferenceForUsualNumbers) {
@@ -161,6 +172,10 @@ TEST_P(FusedTest, EqualsTheReferenceForSpecialNumbers) {
 
 TEST_P(FusedTest, EqualsTheReferenceAtEveryLevel) {
   expect_equals_reference(fused_case("AdamW", GetParam()), set_levels);
+}
+
+TEST_P(FusedTest, EqualsTheReferenceForSmallSecondMoments) {
+  expect_equals_reference(fused_case("AdamW", GetParam()), set_small);
 }
 
 TEST_P(FusedTest, EqualsTheReferenceWithoutEpsilon) {
