@@ -17,24 +17,28 @@
 //         void run_part<k>();
 //       };
 //     };
-//     struct Decoder {                                // of a block
-//       Decoder(float m_scale, float v_scale);
+//     struct Units {                                  // what decoders need of a tile's scales
+//       explicit Units(PerBlock scales);
 //       bool is_usual() const;
+//     };
+//     struct Decoder {                                // of block b
+//       Decoder(const Units&, size_t b);
 //       FloatGroup m(const uint8_t* codes) const;     // and v
 //     };
-//     struct Scales {                                 // of a block, and what encoders need of them
-//       float m;
-//       float v;
-//       bool set(float largest_m, float largest_v);   // false: something is special
+//     struct Scales {                                 // of a tile, and what encoders need of them
+//       float at[4];                                  // in the order of PerBlock
+//       bool set(PerBlock largest);                   // false: something is special
 //     };
-//     struct Encoder {                                // of a block
-//       explicit Encoder(const Scales&);
+//     struct Encoder {                                // of block b
+//       Encoder(const Scales&, size_t b);
 //       struct Codes;                                 // of a group, found vector by vector
 //       Codes begin(const Moments<Nf4Root4>&, size_t i) const;
 //       void find_codes<k>(FloatVec m, FloatVec root, Codes&) const;
 //       void store(const Codes&, uint8_t* m_codes, uint8_t* v_codes) const;
 //     };
 //   };
+#include <algorithm>
+
 #include "cpu_kernels/rules/adam_moments-inl.h"
 #include "cpu_kernels/step.h"
 #include "hwy/highway.h"
@@ -68,14 +72,25 @@ constexpr size_t kBlock = 128;
 constexpr size_t kBlocks = kTileElements / kBlock;
 static_assert(kBlocks == 2 && kBlock % (2 * kGroup) == 0);
 
-/// The moments of a tile between decode and encode, in groups; for each of its blocks the scales
-/// and what the encoders multiply with.
+/// One number for each moment of each block: of m in blocks 0 and 1, then of v.
+using PerBlockTag = hn::Full128<float>;
+using PerBlock = hn::Vec<PerBlockTag>;
+constexpr size_t kOfM = 0;
+constexpr size_t kOfV = kBlocks;
+
+/// The same two numbers for both blocks.
+HWY_INLINE PerBlock per_moment(float m, float v) {
+  alignas(16) const float lanes[4] = {m, m, v, v};
+  return hn::Load(PerBlockTag(), lanes);
+}
+
+/// The moments of a tile between decode and encode, in groups, and the blocks' scales.
 template <class Pair>
 struct alignas(64) Moments {
   float m[kTileElements];
   float root[kTileElements];
   typename Pair::Draws draws;
-  typename Pair::Scales scales[kBlocks];
+  typename Pair::Scales scales;
 
   explicit Moments(const ParameterUpdate& update) : draws(update) {}
 };
@@ -106,6 +121,15 @@ struct Arrays {
         v(static_cast<uint8_t*>(update.states[1].codes) + first / kPerByte),
         m_scales(update.states[0].scales + first / kBlock),
         v_scales(update.states[1].scales + first / kBlock) {}
+
+  HWY_INLINE PerBlock scales() const {
+    const hn::Half<PerBlockTag> half;
+    return hn::Combine(PerBlockTag(), hn::LoadU(half, v_scales), hn::LoadU(half, m_scales));
+  }
+  HWY_INLINE void set_scales(const float* scales) const {
+    std::copy_n(scales + kOfM, kBlocks, m_scales);
+    std::copy_n(scales + kOfV, kBlocks, v_scales);
+  }
 };
 
 /// Calls body(k) for the vectors k of a group, a constant.
@@ -182,24 +206,33 @@ HWY_INLINE void canonicalise_weights(uint16_t* high, uint16_t* low) {
   }
 }
 
-/// What an encoder multiplies with; 0 for a block of zeros, whose codes are those of 0 then.
-HWY_INLINE float factor_of(float levels, float scale) {
-  return scale > 0.0f ? levels / scale : 0.0f;
-}
-
-HWY_INLINE float largest_lane(BitsVec lanes) {
-  return exact::from_bits(hn::GetLane(hn::MaxOfLanes(BitsTag(), lanes)));
+/// The largest lanes of all blocks at once.
+HWY_INLINE PerBlock largest_lanes(const Largest (&blocks)[kBlocks]) {
+  const BitsTag du;
+  const q::PackedPairTag d64;
+  const hn::Full128<uint32_t> d4;
+  const auto both = [&](BitsVec a, BitsVec b) {
+    return hn::BitCast(d64, hn::Max(hn::InterleaveLower(du, a, b), hn::InterleaveUpper(du, a, b)));
+  };
+  const auto m = both(blocks[0].m, blocks[1].m);
+  const auto v = both(blocks[0].v, blocks[1].v);
+  alignas(64) uint32_t lanes[kLanes];
+  hn::Store(hn::Max(hn::BitCast(du, hn::InterleaveLower(d64, m, v)),
+                    hn::BitCast(du, hn::InterleaveUpper(d64, m, v))),
+            du, lanes);
+  auto largest = hn::Load(d4, lanes);
+  for (size_t i = 4; i < kLanes; i += 4) largest = hn::Max(largest, hn::Load(d4, lanes + i));
+  return hn::BitCast(PerBlockTag(), largest);
 }
 
 /// The first half of a tile's update, which stores nothing. False if there is something special.
 template <class Pair, bool kHasL2>
 HWY_INLINE bool update_moments(const rules::AdamScalars<float>& s, const Arrays<Pair>& arrays,
                                size_t first, Moments<Pair>& moments) {
+  const typename Pair::Units units(arrays.scales());
   Largest largest[kBlocks];
-  bool is_usual = true;
   for (size_t b = 0; b < kBlocks; ++b) {
-    const typename Pair::Decoder decoder(arrays.m_scales[b], arrays.v_scales[b]);
-    is_usual = is_usual && decoder.is_usual();
+    const typename Pair::Decoder decoder(units, b);
     Largest block = {hn::Zero(BitsTag()), hn::Zero(BitsTag())};
     for (size_t i = b * kBlock; i < (b + 1) * kBlock; i += 2 * kGroup) {
       typename Pair::Draws::TwoGroups draws(moments.draws, first, i);
@@ -208,12 +241,7 @@ HWY_INLINE bool update_moments(const rules::AdamScalars<float>& s, const Arrays<
     }
     largest[b] = block;
   }
-  for (size_t b = 0; b < kBlocks; ++b) {
-    const bool has_scales =
-        moments.scales[b].set(largest_lane(largest[b].m), largest_lane(largest[b].v));
-    is_usual = has_scales && is_usual;
-  }
-  return is_usual;
+  return moments.scales.set(largest_lanes(largest)) && units.is_usual();
 }
 
 /// The second half: weights, codes and scales. Weights wait for the divider, codes do not, so they
@@ -223,13 +251,12 @@ HWY_INLINE void store_update(const rules::AdamScalars<float>& s, const Arrays<Pa
                              const Moments<Pair>& moments) {
   FloatVec sum = hn::Zero(FloatTag());
   for (size_t b = 0; b < kBlocks; ++b) {
-    const typename Pair::Encoder encoder(moments.scales[b]);
+    const typename Pair::Encoder encoder(moments.scales, b);
     for (size_t i = b * kBlock; i < (b + 1) * kBlock; i += kGroup) {
       store_group(s, arrays, i, encoder, moments, sum);
     }
-    arrays.m_scales[b] = moments.scales[b].m;
-    arrays.v_scales[b] = moments.scales[b].v;
   }
+  arrays.set_scales(moments.scales.at);
   if (!hn::AllTrue(FloatTag(), hn::Eq(sum, sum))) canonicalise_weights(arrays.weight, arrays.low);
 }
 

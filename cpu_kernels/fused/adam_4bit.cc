@@ -67,7 +67,13 @@ struct Nf4Root4 {
     }
   };
 
-  /// The levels of both blocks, formed as the formats' decoders do.
+  struct Units {
+    alignas(16) float scales[4];
+    HWY_INLINE explicit Units(PerBlock values) { hn::Store(values, PerBlockTag(), scales); }
+    HWY_INLINE bool is_usual() const { return true; }
+  };
+
+  /// The levels of both moments, formed as the formats' decoders do.
   struct Decoder {
     q::VectorLookup16 m_levels;
     q::VectorLookup16 v_levels;
@@ -78,7 +84,8 @@ struct Nf4Root4 {
           v_levels(q::VectorLookup16(kSquares).map([v_scale](FloatVec square) {
             return hn::Mul(square, broadcast(quant::Root4::Decoder(v_scale).unit));
           })) {}
-    HWY_INLINE bool is_usual() const { return true; }
+    HWY_INLINE Decoder(const Units& units, size_t b)
+        : Decoder(units.scales[kOfM + b], units.scales[kOfV + b]) {}
     HWY_INLINE FloatGroup m(const uint8_t* codes) const {
       return q::look_up_nibbles(codes, m_levels);
     }
@@ -87,17 +94,21 @@ struct Nf4Root4 {
     }
   };
 
+  /// Factors are 0 for blocks of zeros, whose codes are those of 0 then.
   struct Scales {
-    float m;
-    float v;
-    float m_factor;
-    float root_factor;
-    HWY_INLINE bool set(float largest_m, float largest_v) {
-      m = quant::NF4::scale(largest_m);
-      v = quant::Root4::scale(largest_v);
-      m_factor = factor_of(1.0f, m);
-      root_factor = v > 0.0f ? quant::Root4Position(v).factor : 0.0f;
-      return m >= 0.0f && v >= 0.0f;
+    alignas(16) float at[4];
+    float factor[4];
+    HWY_INLINE bool set(PerBlock largest) {
+      hn::Store(largest, PerBlockTag(), at);
+      bool is_usual = true;
+      for (size_t b = 0; b < kBlocks; ++b) {
+        const float m = at[kOfM + b] = quant::NF4::scale(at[kOfM + b]);
+        const float v = at[kOfV + b] = quant::Root4::scale(at[kOfV + b]);
+        factor[kOfM + b] = m > 0.0f ? 1.0f / m : 0.0f;
+        factor[kOfV + b] = v > 0.0f ? quant::Root4Position(v).factor : 0.0f;
+        is_usual = is_usual && m >= 0.0f && v >= 0.0f;
+      }
+      return is_usual;
     }
   };
 
@@ -105,8 +116,8 @@ struct Nf4Root4 {
   struct Encoder {
     q::NF4Finder find_m;
     FloatVec root_factor;
-    HWY_INLINE explicit Encoder(const Scales& scales)
-        : find_m(scales.m_factor), root_factor(broadcast(scales.root_factor)) {}
+    HWY_INLINE Encoder(const Scales& scales, size_t b)
+        : find_m(scales.factor[kOfM + b]), root_factor(broadcast(scales.factor[kOfV + b])) {}
     /// The codes of a group under way.
     struct Codes {
       q::BitsGroup m;

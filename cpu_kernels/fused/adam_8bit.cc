@@ -27,12 +27,16 @@ constexpr float kLeastUsualScale = 0x1p-80f;
 /// The root of the least normal number: what is below belongs to a second moment that is flushed.
 constexpr float kLeastRoot = 0x1p-63f;
 
+/// The largest level of each format in units.
+HWY_INLINE PerBlock levels() { return per_moment(quant::Sym8::kLevels, quant::Root8::kLevels); }
+
 /// Codes of sym8 as c |c| 2^16 unit / 2^16: the product of 16-bit numbers is exact, and so is 2^16.
-/// Bytes are widened as they are loaded, which leaves their halfwords in the order of PackOrder.
-HWY_INLINE FloatGroup decode_sym8(const uint8_t* codes, float unit) {
+/// `scaled_unit` is unit / 2^16. Bytes are widened as they are loaded, which leaves their halfwords
+/// in the order of PackOrder.
+HWY_INLINE FloatGroup decode_sym8(const uint8_t* codes, float scaled_unit) {
   const q::PackedWordTag d16;
   const q::PackedSignedWordTag ds16;
-  const FloatVec factor = broadcast(unit * 0x1p-16f);
+  const FloatVec factor = broadcast(scaled_unit);
   FloatGroup group;
   const auto widen = [&](size_t k) {
     const hn::Rebind<int8_t, q::PackedSignedWordTag> d8;
@@ -52,11 +56,11 @@ HWY_INLINE FloatGroup decode_sym8(const uint8_t* codes, float unit) {
 }
 
 /// Codes of root8. 2^23 + c^2 needs no conversion, and (2^23 + c^2) unit - 2^23 unit is rounded
-/// once.
-HWY_INLINE FloatGroup decode_root8(const uint8_t* codes, float unit) {
+/// once. `scaled_unit` is -2^23 unit.
+HWY_INLINE FloatGroup decode_root8(const uint8_t* codes, float unit, float scaled_unit) {
   const q::PackedWordTag d16;
   const FloatVec factor = broadcast(unit);
-  const FloatVec offset = broadcast(-0x1p23f * unit);
+  const FloatVec offset = broadcast(scaled_unit);
   FloatGroup group;
   const auto widen = [&](size_t k) {
     const hn::Rebind<uint8_t, q::PackedWordTag> d8;
@@ -90,38 +94,52 @@ struct Sym8Root8 {
     };
   };
 
-  struct Decoder {
-    float m_scale;
-    float m_unit;
-    float root_unit;
-    HWY_INLINE Decoder(float scale_of_m, float scale_of_roots)
-        : m_scale(scale_of_m),
-          m_unit(quant::Sym8::Decoder(scale_of_m).unit),
-          root_unit(quant::Root8::Decoder(scale_of_roots).unit) {}
-    HWY_INLINE bool is_usual() const { return m_scale == 0.0f || m_scale >= kLeastUsualScale; }
-    HWY_INLINE FloatGroup m(const uint8_t* codes) const { return decode_sym8(codes, m_unit); }
-    HWY_INLINE FloatGroup v(const uint8_t* codes) const { return decode_root8(codes, root_unit); }
+  /// The scales' quotients by the largest levels, for both formats and blocks at once.
+  struct Units {
+    alignas(16) float unit[4];
+    alignas(16) float scaled_unit[4];
+    bool are_usual;
+    HWY_INLINE explicit Units(PerBlock scales) {
+      const PerBlockTag d;
+      const PerBlock units = hn::Div(scales, levels());
+      hn::Store(units, d, unit);
+      hn::Store(hn::Mul(units, per_moment(0x1p-16f, -0x1p23f)), d, scaled_unit);
+      const auto has_levels = hn::Ge(scales, per_moment(kLeastUsualScale, 0.0f));
+      are_usual = hn::AllTrue(d, hn::Or(has_levels, hn::Eq(scales, hn::Zero(d))));
+    }
+    HWY_INLINE bool is_usual() const { return are_usual; }
   };
 
+  struct Decoder {
+    const Units& units;
+    size_t block;
+    HWY_INLINE Decoder(const Units& of_tile, size_t b) : units(of_tile), block(b) {}
+    HWY_INLINE FloatGroup m(const uint8_t* codes) const {
+      return decode_sym8(codes, units.scaled_unit[kOfM + block]);
+    }
+    HWY_INLINE FloatGroup v(const uint8_t* codes) const {
+      return decode_root8(codes, units.unit[kOfV + block], units.scaled_unit[kOfV + block]);
+    }
+  };
+
+  /// Factors are 0 for blocks of zeros, whose codes are those of 0 then.
   struct Scales {
-    float m;
-    float v;
-    float m_factor;
-    float root_factor;
-    HWY_INLINE bool set(float largest_m, float largest_root) {
-      m = quant::Sym8::scale(largest_m);
-      v = largest_root < kLeastRoot ? 0.0f : quant::plain_scale(largest_root);
-      m_factor = factor_of(quant::Sym8::kLevels, m);
-      root_factor = factor_of(quant::Root8::kLevels, v);
-      return m >= 0.0f && v >= 0.0f;
+    alignas(16) float at[4];
+    alignas(16) float factor[4];
+    HWY_INLINE bool set(PerBlock largest) {
+      const PerBlockTag d;
+      const auto exists = hn::Ge(largest, per_moment(quant::kSmallestScale, kLeastRoot));
+      hn::Store(hn::IfThenElseZero(exists, largest), d, at);
+      hn::Store(hn::IfThenElseZero(exists, hn::Div(levels(), largest)), d, factor);
+      return hn::AllTrue(d, hn::Lt(largest, hn::Inf(d)));
     }
   };
 
   struct Encoder {
     q::SquareFinder<0> find_m;
     q::SquareFinder<1> find_root;
-    HWY_INLINE explicit Encoder(const Scales& scales)
-        : find_m(scales.m_factor), find_root(scales.root_factor) {}
+    HWY_INLINE Encoder(const Scales& scales, size_t b)
+        : find_m(scales.factor[kOfM + b]), find_root(scales.factor[kOfV + b]) {}
     /// The codes of a group under way.
     struct Codes {
       BitsVec m[4];
