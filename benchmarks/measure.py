@@ -16,7 +16,16 @@ from typing import Any
 
 import torch
 from model import build, loss_of, tokens
-from systems import CASES, Case, NotInstalled, System, free_gradients_in_hook, make_system
+from systems import (
+    CASES,
+    Case,
+    NotInstalled,
+    System,
+    available_bytes,
+    bytes_of,
+    free_gradients_in_hook,
+    make_system,
+)
 from torch import Tensor, nn
 
 # Bytes per element that design.md's memory table gives for a bf16 weight.
@@ -66,7 +75,7 @@ def measure(job: dict[str, Any], case: Case, device: torch.device) -> dict[str, 
     resident_before = _resident_bytes("VmRSS")
     extra = dict(job["options"]) | ({"simulate": [1, 0, 1]} if job["simulate"] else {})
     begin = time.perf_counter()
-    system = make_system(case, model, extra)
+    system = make_system(case, model, extra, job["batch"], job["accumulation"])
     _synchronize(device)
     result["construction_s"] = round(time.perf_counter() - begin, 3)
     result |= _time_system(model, system, batches, job["warm_up"], device, accumulation)
@@ -129,8 +138,8 @@ def _time_steps(
     for inputs, targets in batches:
         begins.append(_now(device))
         for _ in range(accumulation):
-            loss = loss_of(model, inputs, targets) / accumulation
-            loss.backward()
+            loss = loss_of(system.model or model, inputs, targets) / accumulation
+            system.backward(loss)
         losses.append(loss.detach() * accumulation)
         system.step()
     # What hides behind a next forward that does not come is not hidden.
@@ -190,7 +199,7 @@ def _time_fresh_memory(size: int, device: torch.device) -> dict[str, Any]:
 
     The ceiling for construction: virtual machines hand out memory slowly when it is first touched.
     """
-    if size > 0.9 * _available_bytes():
+    if size > 0.9 * available_bytes():
         return {"fresh_memory_s": None}
     begin = time.perf_counter()
     with mmap.mmap(-1, size) as memory:
@@ -229,16 +238,7 @@ def _reset_peak(device: torch.device) -> None:
 
 def _resident_bytes(field: str) -> int:
     """VmRSS (now) or VmHWM (peak) of this process."""
-    return _kib_of("/proc/self/status", field)
-
-
-def _available_bytes() -> int:
-    return _kib_of("/proc/meminfo", "MemAvailable")
-
-
-def _kib_of(path: str, field: str) -> int:
-    with open(path) as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+    return bytes_of("/proc/self/status", field)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ A case is a system with its options. Construction happens in the process that ru
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 LEARNING_RATE = 1e-5
 WEIGHT_DECAY = 0.01
@@ -21,7 +23,7 @@ WEIGHT_DECAY = 0.01
 class Case:
     """One system with one choice of options; `clip` is the largest gradient norm, 0 for off."""
 
-    system: str  # "none", "outboard", "torch" or "torchao"
+    system: str  # "none", "outboard", "torch", "torchao" or "deepspeed"
     clip: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     attach: bool = False
@@ -88,18 +90,31 @@ CASES: dict[str, Case] = {
     "torch-fused-clip": Case("torch", _USUAL),
     "torchao": Case("torchao"),
     "torchao-grad": Case("torchao", options={"offload_gradients": True}),
+    "deepspeed-z2": Case("deepspeed"),
+    "deepspeed-z2-clip": Case("deepspeed", _USUAL),
 }
 
 
 class NotInstalled(Exception):
-    """The case needs a package or a device that is not here."""
+    """The case needs a package, a device or memory that is not here."""
 
 
 class System:
-    """One constructed system. `step` leaves the model without gradients."""
+    """One constructed system. `step` leaves the model without gradients.
 
-    def __init__(self, step: Callable[[], None], optimizer: Any = None) -> None:
+    Forward is to call `model` where the system wraps it, and a loss goes to `backward`.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[], None],
+        optimizer: Any = None,
+        model: nn.Module | None = None,
+        backward: Callable[[Tensor], Any] = Tensor.backward,
+    ) -> None:
         self.step = step
+        self.model = model
+        self.backward = backward
         self._optimizer = optimizer
 
     def synchronize(self) -> None:
@@ -114,8 +129,11 @@ class System:
         return dataclasses.asdict(stats.memory), dataclasses.asdict(stats.step), stats.elements
 
 
-def make_system(case: Case, model: nn.Module, extra: dict[str, Any]) -> System:
-    """Constructs the case's optimizer for `model`; `extra` are more options for outboard.
+def make_system(
+    case: Case, model: nn.Module, extra: dict[str, Any], batch: int, accumulation: int
+) -> System:
+    """Constructs the case's optimizer for `model`; `extra` are more options for outboard, `batch`
+    the sequences of one of the `accumulation` backwards of a step.
 
     Raises NotInstalled if the case cannot run on this machine.
     """
@@ -124,6 +142,8 @@ def make_system(case: Case, model: nn.Module, extra: dict[str, Any]) -> System:
         return _no_optimizer(parameters)
     if case.system == "outboard":
         return _make_outboard(case, model, extra)
+    if case.system == "deepspeed":
+        return _make_deepspeed(case, model, batch, accumulation)
     optimizer = _make_peer(case, parameters)
 
     def step() -> None:
@@ -183,3 +203,71 @@ def _make_peer(case: Case, parameters: list[nn.Parameter]) -> Any:
         raise NotInstalled(f"torchao cannot be imported: {error}") from error
     # It adds fused=True for torch's AdamW by itself.
     return CPUOffloadOptimizer(parameters, torch.optim.AdamW, **case.options, **keywords)
+
+
+def _make_deepspeed(case: Case, model: nn.Module, batch: int, accumulation: int) -> System:
+    """ZeRO stage 2 with state and its own CPU Adam on the host, in one process."""
+    parameters = list(model.parameters())
+    if parameters[0].device.type != "cuda":
+        raise NotInstalled("DeepSpeed's offload needs a GPU")
+    try:
+        import deepspeed
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+    except ImportError as error:
+        raise NotInstalled(f"deepspeed cannot be imported: {error}") from error
+    _refuse_without_host_memory(sum(p.numel() for p in parameters))
+    # A group of one needs neither a launcher nor a port; the engine insists on the variable.
+    os.environ.setdefault("LOCAL_RANK", "0")
+    torch.distributed.init_process_group(
+        "nccl", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    atexit.register(torch.distributed.destroy_process_group)
+    adam = DeepSpeedCPUAdam(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=adam,
+        config={
+            "train_micro_batch_size_per_gpu": batch,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": case.clip,
+            "bf16": {"enabled": True},
+            "zero_optimization": {
+                "stage": 2,
+                "offload_optimizer": {"device": "cpu", "pin_memory": True},
+                "overlap_comm": True,
+                "contiguous_gradients": True,
+            },
+        },
+    )
+
+    def backward(loss: Tensor) -> None:
+        # The engine counts: it updates in the last of a step's `accumulation` calls only.
+        engine.backward(loss, scale_wrt_gas=False)
+        engine.step()
+
+    return System(lambda: None, model=engine, backward=backward)
+
+
+def _refuse_without_host_memory(elements: int) -> None:
+    """DeepSpeed's host memory is taken before it is counted; a machine without it would kill the
+    process. The fp32 weights, their gradients and bf16 weights are one pinned buffer each, and
+    torch rounds pinned buffers up to powers of two; two moments are plain memory."""
+    pinned = sum(1 << (size * elements - 1).bit_length() for size in (4, 4, 2))
+    needed = pinned + 8 * elements
+    free = available_bytes()
+    if needed > free:
+        raise NotInstalled(
+            f"deepspeed needs {needed / 2**30:.0f} GiB of host memory for {elements:,} parameters, "
+            f"{free / 2**30:.0f} GiB are available; choose a smaller --size"
+        )
+
+
+def available_bytes() -> int:
+    """Host memory that can still be taken without swapping."""
+    return bytes_of("/proc/meminfo", "MemAvailable")
+
+
+def bytes_of(path: str, field: str) -> int:
+    """A figure that the kernel gives in KiB."""
+    with open(path) as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
