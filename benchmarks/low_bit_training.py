@@ -1,9 +1,11 @@
 """Trains the example's GPT once for each state format, on the same text from the same seed: one
-JSON line per format with its losses beside those of the first, and a picture of the curves."""
+JSON line per format with its losses beside those of the first, and a picture of the curves. The
+format "bitsandbytes" is that library's 8-bit AdamW, with all state on the GPU."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
@@ -13,12 +15,17 @@ from pathlib import Path
 import torch
 
 _EXAMPLE = Path(__file__).parent.parent / "examples" / "train_gpt.py"
+_PEER = "bitsandbytes"
 _LAST = 100  # steps that a final training loss is the mean of
 
 
 def _train(state_format: str, out: Path, arguments: list[str]) -> tuple[list[float], float]:
     """Losses of the steps, and on held-out text at the end."""
-    command = [sys.executable, str(_EXAMPLE), "--state-format", state_format, "--out", str(out)]
+    command = [sys.executable, str(_EXAMPLE), "--out", str(out)]
+    if state_format == _PEER:
+        command += ["--optimizer", "bitsandbytes.optim.AdamW8bit", "--no-offload"]
+    else:
+        command += ["--state-format", state_format]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         output = done.stdout[-2000:] + done.stderr[-2000:]
@@ -28,6 +35,15 @@ def _train(state_format: str, out: Path, arguments: list[str]) -> tuple[list[flo
         raise RuntimeError(f"no held-out loss in the output of {' '.join(command)}")
     contents = torch.load(out / "checkpoint.pt", weights_only=True)
     return contents["losses"].tolist(), float(held_out[1])
+
+
+def _why_skipped(state_format: str) -> str | None:
+    """What a format needs and this machine has not."""
+    if state_format != _PEER:
+        return None
+    if importlib.util.find_spec(_PEER) is None:
+        return f"{_PEER} is not installed"
+    return None if torch.cuda.is_available() else f"{_PEER} rounds exactly on a GPU only"
 
 
 def _smooth(losses: list[float]) -> list[float]:
@@ -64,6 +80,11 @@ def main() -> None:
     curves: dict[str, list[float]] = {}
     reference: tuple[float, float] | None = None
     for state_format in options.formats.split(","):
+        why = _why_skipped(state_format)
+        if why:
+            line = {"benchmark": "low_bit_training", "state_format": state_format, "skipped": why}
+            print(json.dumps(line), flush=True)
+            continue
         out = options.out / state_format.replace("/", "_")
         out.mkdir(parents=True, exist_ok=True)
         losses, held_out = _train(state_format, out, arguments)

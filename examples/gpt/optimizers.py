@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -72,13 +73,15 @@ _UNUSABLE = {
 
 
 def make_recipe(name: str, learning_rate: float | None, clip: float, width: int) -> Recipe:
-    """Finds the optimizer class called `name` (any case). Raises ValueError with what is wrong.
+    """Finds the optimizer class called `name` (any case, or exactly as package.module.Class).
+
+    Raises ValueError with what is wrong.
 
     Without a learning rate it is the class's usual one; where updates have a size of their own,
     not the gradient's, it is lower for wider models.
     """
     optimizer_class = _find_class(name)
-    known = optimizer_class.__name__
+    known = optimizer_class.__name__.removesuffix("8bit").removesuffix("4bit").removesuffix("Fp8")
     keywords = dict(_KEYWORDS.get(known, {}))
     default = inspect.signature(optimizer_class).parameters["lr"].default
     usual = keywords.get("lr", float(default)) * (512 / width if known in _SCALED else 1.0)
@@ -89,6 +92,12 @@ def make_recipe(name: str, learning_rate: float | None, clip: float, width: int)
 def _find_class(name: str) -> type[torch.optim.Optimizer]:
     import outboard
 
+    if "." in name:
+        module, _, attribute = name.rpartition(".")
+        found = getattr(importlib.import_module(module), attribute, None)
+        if found is None:
+            raise ValueError(f"[train_gpt] --optimizer {name}: {module} has no {attribute}")
+        return found
     classes = {
         key.lower(): value
         for module in (torch.optim, outboard)

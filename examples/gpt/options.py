@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, default=Path("runs/gpt"), help="folder for the results")
     optimizer = parser.add_argument_group("optimizer")
     optimizer.add_argument(
-        "--optimizer", default="adamw", help="adamw, adam, sgd, lion, or a class of torch.optim"
+        "--optimizer",
+        default="adamw",
+        help="adamw, adam, sgd, lion, a class of torch.optim, or package.module.Class",
     )
     optimizer.add_argument("--lr", type=float, help="peak learning rate; default: the optimizer's")
     optimizer.add_argument("--clip", type=_not_negative, default=1.0, help="0: off (1.0)")
