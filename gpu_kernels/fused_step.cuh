@@ -43,6 +43,7 @@ __device__ __forceinline__ bool update_values(const typename Rule::template Scal
     for (int s = 0; s < States::kSlots; ++s) element[s] = values.state[s][i];
     if constexpr (kUsual) {
       Rule::update_usual(scalars, values.gradient[i], values.weight[i], element, roots, arithmetic);
+      arithmetic.expect_ordinary(values.weight[i]);
     } else if constexpr (States::kRoots != 0) {
       Rule::update(scalars, values.gradient[i], values.weight[i], element, roots);
     } else {
@@ -50,17 +51,86 @@ __device__ __forceinline__ bool update_values(const typename Rule::template Scal
     }
 #pragma unroll
     for (int s = 0; s < States::kSlots; ++s) {
+      if constexpr (kUsual) {
+        if (((Rule::kUsualStates >> s) & 1) == 0) continue;
+      }
       values.state[s][i] = gives_root<Rule, Formats>(s) ? roots[s] : element[s];
       if (!gives_root<Rule, Formats>(s) || i >= count) continue;
       const uint32_t magnitude = exact::bits(element[s]) & quant::kMagnitudeMask;
       values.largest[s] = quant::larger_magnitude(values.largest[s], magnitude);
     }
   }
-  return arithmetic.is_rare;
+  if constexpr (kUsual) return arithmetic.is_rare();
+  return false;
+}
+
+/// `parameter` from element `begin` on, which begins a block of every format: what follows is
+/// addressed by offsets of 32 bits.
+template <class Rule, class Types, class Formats>
+__device__ __forceinline__ DeviceParameter part_from(const StepArguments<Rule>& arguments,
+                                                     DeviceParameter parameter, uint64_t begin) {
+  using States = RuleStates<Rule>;
+  const LaunchTypes types = Types::of(arguments.types);
+  const auto moved = [begin](auto* pointer, uint64_t bits) {
+    return reinterpret_cast<decltype(pointer)>(reinterpret_cast<uintptr_t>(pointer) +
+                                               begin * bits / 8);
+  };
+  parameter.gradient = moved(parameter.gradient, 8 * bytes_of(types.gradient));
+  parameter.weight = moved(parameter.weight, 8 * bytes_of(types.weight));
+  parameter.master = moved(parameter.master, 8 * bytes_of(types.master));
+#pragma unroll
+  for (int s = 0; s < States::kCount; ++s) {
+    Formats::with_codec(((States::kSigned >> s) & 1) != 0, Format{}, [&](auto codec) {
+      parameter.codes[s] = moved(parameter.codes[s], decltype(codec)::kCodeBits);
+      if constexpr (decltype(codec)::kHasBlocks) {
+        parameter.scales[s] += codec.block_of(arguments.formats[s].block_elements, begin);
+      }
+    });
+  }
+  parameter.elements -= begin;
+  parameter.element_offset += begin;
+  return parameter;
+}
+
+/// The states that the kernel for a rule's common case knows, or any.
+template <class Rule, bool kUsual>
+constexpr uint32_t held_states() {
+  if constexpr (kUsual) return Rule::kUsualStates;
+  return ~0u;
+}
+
+/// Stores what a rule made of a run. kAreUsual: weights are ordinary, no root of a state is 0.
+template <class Rule, class Formats, uint32_t kHeld, bool kAreUsual, int kRun, bool kWhole>
+__device__ __forceinline__ void store_values(const LaunchTypes& types,
+                                             const StateAccess<Rule, Formats, kHeld>& states,
+                                             uint32_t step, Run run,
+                                             const RunValues<Rule, kRun>& values,
+                                             WeightRun<kRun, kWhole>& weight) {
+  const DeviceParameter& parameter = states.parameter;
+  device::RandomRun random{parameter.random_key, step, /*stream=*/0,
+                           parameter.element_offset + run.first};
+  weight.template store<kAreUsual>(types, values.weight, random, parameter.weight, parameter.master,
+                                   run);
+#pragma unroll
+  for (int s = 0; s < RuleStates<Rule>::kCount; ++s) {
+    if (!states.exists(s) || !states.template holds<kWhole>(s, run)) continue;
+    random.stream = static_cast<uint32_t>(s) + 1;
+    states.with_codec(s, [&](auto codec) {
+      if constexpr (decltype(codec)::kTakesRoots) {
+        if (gives_root<Rule, Formats>(s)) {
+          codec.template store_roots<kRun, kAreUsual>(states.array(s), run.first, values.state[s],
+                                                      values.largest[s], random);
+          return;
+        }
+      }
+      codec.template store<kRun>(states.array(s), run.first, values.state[s], random);
+    });
+  }
 }
 
 /// Updates kRun elements in this lane. `words`: the run as fetched, if kWhole; else memory for it.
-template <class Rule, class Types, class Formats, int kRun, bool kUsual, bool kWhole, bool kOwn>
+template <class Rule, class Types, class Formats, uint32_t kHeld, bool kUsual, bool kOwn, int kRun,
+          bool kWhole>
 __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
                                            const typename Rule::template Scalars<float>& scalars,
                                            const StepCount<kOwn>& step,
@@ -68,12 +138,13 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
                                            RunWords<Rule, kRun, kWhole>& words) {
   using States = RuleStates<Rule>;
   const LaunchTypes types = Types::of(arguments.types);
-  const StateAccess<Rule, Formats> states{arguments, parameter};
-  WeightRun<kRun, kWhole>& weight = words.weight;
+  const StateAccess<Rule, Formats, kHeld> states{arguments, parameter};
   RunValues<Rule, kRun> values;
   if constexpr (!kWhole) fetch_words(types, states, run, words);
   decode_words(types, states, run, words, values);
   constexpr bool kMayBeVoid = kUsual && kWhole;
+  // Where warps wait for each other they store by the same code.
+  constexpr bool kStoresApart = kMayBeVoid && !Formats::kHasLongBlocks;
   const int count = kWhole ? kRun : run.count;
   if constexpr (NeedsFactors<Rule>) {
     join_factors<Rule, kRun>(Rule::factor_scalars(scalars), parameter, run.first, count, values);
@@ -82,6 +153,11 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
   if constexpr (kMayBeVoid) {
     if (__any_sync(0xFFFFFFFFu, is_void)) {  // nothing is stored yet: the warp begins again
       fetch_words(types, states, run, words);
+      if constexpr (kStoresApart) {
+        update_run<Rule, Types, Formats, kHeld, /*kUsual=*/false>(arguments, scalars, step,
+                                                                  parameter, run, words);
+        return;
+      }
       decode_words(types, states, run, words, values);
       update_values<Rule, Formats, kRun, false>(scalars, count, values);
     }
@@ -95,49 +171,39 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
       for (int s = 0; s < States::kSlots; ++s) values.state[s][i] = 0;
     }
   }
-
-  device::RandomRun random{parameter.random_key, step.of(arguments), /*stream=*/0,
-                           parameter.element_offset + run.first};
-  weight.store(types, values.weight, random, parameter.weight, parameter.master, run);
-#pragma unroll
-  for (int s = 0; s < States::kCount; ++s) {
-    if (!states.exists(s) || !states.template holds<kWhole>(s, run)) continue;
-    random.stream = static_cast<uint32_t>(s) + 1;
-    states.with_codec(s, [&](auto codec) {
-      if constexpr (decltype(codec)::kTakesRoots) {
-        if (gives_root<Rule, Formats>(s)) {
-          codec.template store_roots<kRun>(states.array(s), run.first, values.state[s],
-                                           values.largest[s], random);
-          return;
-        }
-      }
-      codec.template store<kRun>(states.array(s), run.first, values.state[s], random);
-    });
-  }
+  store_values<Rule, Formats, kHeld, kStoresApart>(types, states, step.of(arguments), run, values,
+                                                   words.weight);
 }
 
-/// Blocks that must fit on a multiprocessor: 3 leave a thread 80 registers. With 4 and 64 registers
-/// nothing can be fetched ahead, with 2 too few warps are left to hide the rest.
-inline constexpr int kResidentBlocks = 3;
+/// Blocks that must fit on a multiprocessor: 3 leave a thread 80 registers. The kernels of a common
+/// case make do with the 64 of 4 blocks, others would spill; with 2 blocks too few warps are left
+/// to hide what each waits for.
+template <class Types, class Formats, bool kUsual>
+inline constexpr int kResidentBlocks = kUsual&& Types::kIsFixed && !Formats::kHasLongBlocks ? 4 : 3;
 
 /// One block updates kBlockElements elements of one parameter, each warp 32 * kRun at a time.
 /// kUsual: compiled for the rule's common case only. kOwn: each parameter has its own scalars and
 /// step, in device memory.
 template <class Rule, class Types, class Formats, int kRun, bool kUsual, bool kOwn>
-__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks)
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<Types, Formats, kUsual>)
     fused_step(const __grid_constant__ StepArguments<Rule> arguments) {
   const BlockWork work = arguments.table.blocks[blockIdx.x];
-  const DeviceParameter parameter = arguments.table.parameters[work.parameter];
+  const uint64_t first = work.part * kBlockElements;
+  // Rules that know rows and columns count from the parameter's first element.
+  constexpr bool kIsPart = Formats::kIsFixed && !NeedsFactors<Rule>;
+  const uint64_t begin = kIsPart ? 0 : first;
+  DeviceParameter parameter = arguments.table.parameters[work.parameter];
+  if constexpr (kIsPart) parameter = part_from<Rule, Types, Formats>(arguments, parameter, first);
   decltype(auto) scalars = scalars_of<Rule, kOwn>(arguments, work.parameter);
   const StepCount<kOwn> step(arguments, work.parameter);
-  const uint64_t begin = work.part * kBlockElements;
-  const StateAccess<Rule, Formats> states{arguments, parameter};
+  constexpr uint32_t kHeld = held_states<Rule, kUsual>();
+  const StateAccess<Rule, Formats, kHeld> states{arguments, parameter};
   for_each_run<Rule, Types, kRun>(
       arguments, parameter, begin, begin + kBlockElements,
       [&](Run run, auto& words) { fetch_words(Types::of(arguments.types), states, run, words); },
       [&](Run run, auto& words, auto is_whole) {
-        update_run<Rule, Types, Formats, kRun, kUsual, is_whole.value>(arguments, scalars, step,
-                                                                       parameter, run, words);
+        update_run<Rule, Types, Formats, kHeld, kUsual>(arguments, scalars, step, parameter, run,
+                                                        words);
       });
 }
 
@@ -158,7 +224,8 @@ void launch_case(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   // Kernels that wait for memory anyway gain nothing from fewer branches; scalars that are formed
   // on the device are not known here.
   if constexpr (!kOwn && HasUsualCase<Rule> && Formats::kIsFixed && Formats::kHasBlocks) {
-    if (Rule::is_usual(arguments.scalars)) {
+    const uint32_t others = arguments.table.state_mask & ~Rule::kUsualStates;
+    if (others == 0 && Rule::is_usual(arguments.scalars)) {
       launch(std::true_type{});
     } else if constexpr (Types::kIsFixed) {
       launch_case<Rule, AnyTypes, Formats>(arguments, stream);
@@ -238,7 +305,11 @@ void launch_rule(const LaunchKey& key, const LaunchTable& table, StreamHandle st
   using Stochastic = FixedTypes<DType::kBF16, DType::kBF16, MasterFormat::kStochastic>;
   if (launch_with_types<Rule, Single>(arguments, stream)) return;
   if (launch_with_types<Rule, Split>(arguments, stream)) return;
+  using Split8 = FixedTypes<DType::kBF16, DType::kBF16, MasterFormat::kSplit8>;
+  using EightBit = FixedFormats<Format::kSym8, Format::kRoot8>;
   if (launch_with_types<Rule, Stochastic>(arguments, stream)) return;
+  if (launch_if<Rule, Split8, EightBit>(arguments, stream)) return;
+  if (launch_with_types<Rule, AnyTypes>(arguments, stream)) return;
   using FourBit = FixedFormats<Format::kNF4, Format::kRoot4>;
   using Mixed = FixedFormats<Format::kSym8, Format::kRoot4>;
   using Dynamic = FixedFormats<Format::kDynamic8Signed, Format::kDynamic8Unsigned>;

@@ -121,10 +121,7 @@ struct WeightRun {
       widen<kRun>(DType::kF32, master, values);
     } else if (types.master == MasterFormat::kSplit) {
 #pragma unroll
-      for (int i = 0; i < kRun; ++i) {
-        values[i] = quant::join_f32(device::halfword(weight, i),
-                                    static_cast<int16_t>(device::halfword(master, i)));
-      }
+      for (int i = 0; i < kRun / 2; ++i) device::join_pair({weight[i], master[i]}, values + 2 * i);
     } else if (types.master == MasterFormat::kSplit8) {
 #pragma unroll
       for (int i = 0; i < kRun; ++i) {
@@ -136,7 +133,8 @@ struct WeightRun {
     }
   }
 
-  /// Writes weight and master.
+  /// Writes weight and master. kAreOrdinary: of magnitudes below kOrdinaryLimit.
+  template <bool kAreOrdinary = false>
   __device__ __forceinline__ void store(const LaunchTypes& types, const float* values,
                                         const device::RandomRun& random, void* weights,
                                         void* masters, Run run) {
@@ -145,7 +143,9 @@ struct WeightRun {
       device::random_words<kRun>(random, draws);
     }
 #pragma unroll
-    for (int i = 0; i < kRun / 2; ++i) encode_pair(types, values + 2 * i, draws[i], i);
+    for (int i = 0; i < kRun / 2; ++i) {
+      encode_pair<kAreOrdinary>(types, values + 2 * i, draws[i], i);
+    }
     store_run<kRun, kWhole>(types.weight, weights, run, weight);
     if (run.is_beyond) return;
     if (types.master == MasterFormat::kF32) {
@@ -159,21 +159,23 @@ struct WeightRun {
 
  private:
   /// Encodes elements 2i and 2i + 1.
+  template <bool kAreOrdinary>
   __device__ __forceinline__ void encode_pair(const LaunchTypes& types, const float* values,
                                               uint32_t draws, int i) {
     if (types.master == MasterFormat::kWeight) {
       weight[2 * i] = exact::bits(values[0]);
       weight[2 * i + 1] = exact::bits(values[1]);
     } else if (types.master == MasterFormat::kSplit) {
-      const device::SplitPair split = device::split_pair(values[0], values[1]);
+      const device::SplitPair split = device::split_pair<kAreOrdinary>(values[0], values[1]);
       weight[i] = split.high;
       master[i] = split.low;
     } else if (types.master == MasterFormat::kSplit8) {
-      const device::SplitPair split = device::split8_pair(values[0], values[1], draws);
+      const device::SplitPair split =
+          device::split8_pair<kAreOrdinary>(values[0], values[1], draws);
       weight[i] = split.high;
       device::set_halfword(master, i, static_cast<uint16_t>(split.low));
     } else if (types.master == MasterFormat::kStochastic) {
-      weight[i] = device::bf16_pair_stochastic(values[0], values[1], draws);
+      weight[i] = device::bf16_pair_stochastic<kAreOrdinary>(values[0], values[1], draws);
     } else {
       master[2 * i] = exact::bits(values[0]);
       master[2 * i + 1] = exact::bits(values[1]);

@@ -48,6 +48,14 @@ struct CodecOf;
 #include "outboard/formats.def"
 #undef OUTBOARD_FORMAT
 
+/// Whether a codec's blocks can be longer than a warp's elements, so that its warps wait for each
+/// other.
+template <class Codec>
+constexpr bool has_long_blocks() {
+  if constexpr (Codec::kHasBlocks) return Codec::kHasLongBlocks;
+  return false;
+}
+
 /// State formats fixed at compile time: one for signed states, one for the others.
 template <Format kSigned, Format kUnsigned>
 struct FixedFormats {
@@ -55,6 +63,8 @@ struct FixedFormats {
   static constexpr bool kAreNarrow = kSigned != Format::kF32 && kUnsigned != Format::kF32;
   static constexpr bool kHasBlocks =
       CodecOf<kSigned>::type::kHasBlocks || CodecOf<kUnsigned>::type::kHasBlocks;
+  static constexpr bool kHasLongBlocks = has_long_blocks<typename CodecOf<kSigned>::type>() ||
+                                         has_long_blocks<typename CodecOf<kUnsigned>::type>();
   static __device__ __forceinline__ constexpr bool takes_roots(bool is_signed) {
     return is_signed ? CodecOf<kSigned>::type::kTakesRoots : CodecOf<kUnsigned>::type::kTakesRoots;
   }
@@ -111,6 +121,7 @@ struct AnyFormats {
   static constexpr bool kIsFixed = false;
   static constexpr bool kAreNarrow = true;
   static constexpr bool kHasBlocks = true;
+  static constexpr bool kHasLongBlocks = true;
   static __device__ __forceinline__ constexpr bool takes_roots(bool) { return false; }
   static constexpr bool match(bool, Format) { return true; }
   template <class Action>
@@ -170,8 +181,8 @@ struct StepArguments {
   DeviceNumbersTable own;
 };
 
-/// The state arrays of one parameter of a launch.
-template <class Rule, class Formats>
+/// The state arrays of one parameter of a launch. kHeld: bit s: state s may exist.
+template <class Rule, class Formats, uint32_t kHeld = ~0u>
 struct StateAccess {
   using States = RuleStates<Rule>;
   const StepArguments<Rule>& arguments;
@@ -179,7 +190,7 @@ struct StateAccess {
 
   /// Whether state `s` exists, with a value for each element.
   __device__ __forceinline__ bool exists(int s) const {
-    if (((States::kVectors >> s) & 1) != 0) return false;
+    if ((((kHeld & ~States::kVectors) >> s) & 1) == 0) return false;
     return ((States::kAlways >> s) & 1) != 0 || ((arguments.table.state_mask >> s) & 1) != 0;
   }
   /// Whether state `s` holds the run. Only long blocks reach beyond the last tile; the answer is
@@ -217,10 +228,10 @@ struct RunValues {
 };
 
 /// Fetches a run without using anything of it, so that all loads overlap.
-template <class Rule, class Formats, int kRun, bool kWhole>
+template <class Rule, class Formats, uint32_t kHeld, int kRun, bool kWhole>
 __device__ __forceinline__ void fetch_words(const LaunchTypes& types,
-                                            const StateAccess<Rule, Formats>& states, Run run,
-                                            RunWords<Rule, kRun, kWhole>& words) {
+                                            const StateAccess<Rule, Formats, kHeld>& states,
+                                            Run run, RunWords<Rule, kRun, kWhole>& words) {
   const DeviceParameter& parameter = states.parameter;
   load_run<kRun, kWhole>(types.gradient, parameter.gradient, run, words.gradient);
   words.weight.load(types, parameter.weight, parameter.master, run);
@@ -234,10 +245,10 @@ __device__ __forceinline__ void fetch_words(const LaunchTypes& types,
 }
 
 /// The values of a fetched run.
-template <class Rule, class Formats, int kRun, bool kWhole>
+template <class Rule, class Formats, uint32_t kHeld, int kRun, bool kWhole>
 __device__ __forceinline__ void decode_words(const LaunchTypes& types,
-                                             const StateAccess<Rule, Formats>& states, Run run,
-                                             const RunWords<Rule, kRun, kWhole>& words,
+                                             const StateAccess<Rule, Formats, kHeld>& states,
+                                             Run run, const RunWords<Rule, kRun, kWhole>& words,
                                              RunValues<Rule, kRun>& values) {
   widen<kRun>(types.gradient, words.gradient, values.gradient);
   words.weight.decode(types, values.weight);
@@ -261,8 +272,8 @@ __device__ __forceinline__ void for_each_run(const StepArguments<Rule>& argument
                                              const DeviceParameter& parameter, uint64_t begin,
                                              uint64_t limit, const Fetch& fetch,
                                              const Action& action) {
-  constexpr uint64_t kWarpElements = kWarpLanes * kRun;
-  constexpr uint64_t kStripElements = kBlockThreads * kRun;
+  constexpr uint32_t kWarpElements = kWarpLanes * kRun;
+  constexpr uint32_t kStripElements = kBlockThreads * kRun;
   const LaunchTypes types = Types::of(arguments.types);
   const uint64_t misalignment =
       reinterpret_cast<uint64_t>(parameter.gradient) % (kRun * bytes_of(types.gradient)) % 16 +
@@ -270,26 +281,31 @@ __device__ __forceinline__ void for_each_run(const StepArguments<Rule>& argument
   const uint64_t whole_elements = misalignment == 0 ? parameter.elements : 0;
   const uint64_t unit = arguments.unit_elements;
   const uint64_t padded = (parameter.elements + unit - 1) / unit * unit;
-  const uint64_t end = limit < padded ? limit : padded;
-  const uint64_t warp_first = threadIdx.x / kWarpLanes * kWarpElements;
-  const uint64_t lane_first = threadIdx.x % kWarpLanes * kRun;
+  // From here on in 32 bits, counted from `begin`: a thread block's part is short.
+  const auto from_begin = [&](uint64_t element) {
+    return element <= begin ? 0u : static_cast<uint32_t>(min(element, limit) - begin);
+  };
+  const uint32_t end = from_begin(padded);
+  const uint32_t whole_end = from_begin(whole_elements);
+  const uint32_t warp_first = threadIdx.x / kWarpLanes * kWarpElements;
+  const uint32_t lane_first = threadIdx.x % kWarpLanes * kRun;
   // Where a thread block shares a scale, its warps take the same way.
-  const uint64_t reach = unit > kTileElements ? kStripElements - warp_first : kWarpElements;
+  const uint32_t reach = unit > kTileElements ? kStripElements - warp_first : kWarpElements;
 
   constexpr bool kIsAhead = Types::kIsFixed;
   RunWords<Rule, kRun, true> next;
-  uint64_t strip = begin + warp_first;
+  uint32_t strip = warp_first;
   if constexpr (kIsAhead) {
-    if (strip < end && strip + reach <= whole_elements) fetch(Run{strip + lane_first, kRun}, next);
+    if (strip + reach <= whole_end) fetch(Run{begin + (strip + lane_first), kRun}, next);
   }
   for (; strip < end; strip += kStripElements) {
-    Run run{strip + lane_first, kRun};
-    if (strip + reach <= whole_elements) {
+    Run run{begin + (strip + lane_first), kRun};
+    if (strip + reach <= whole_end) {
       if constexpr (kIsAhead) {
         RunWords<Rule, kRun, true> words = next;
-        const uint64_t following = strip + kStripElements;
-        if (following < end && following + reach <= whole_elements) {
-          fetch(Run{following + lane_first, kRun}, next);
+        const uint32_t following = strip + kStripElements;
+        if (following + reach <= whole_end) {
+          fetch(Run{begin + (following + lane_first), kRun}, next);
         }
         action(run, words, std::true_type{});
       } else {

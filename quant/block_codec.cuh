@@ -109,11 +109,19 @@ struct BlockCodec {
   static constexpr bool kHasBlocks = true;
   static constexpr bool kTakesRoots = RunEncoder<Definition>::kTakesRoots;
   static constexpr bool kScalesAreRoots = RunEncoder<Definition>::kScalesAreRoots;
+  /// Whether a block can be longer than a warp's elements.
+  static constexpr bool kHasLongBlocks = Definition::kBlockSizes.back() > 32 * 8;
   static constexpr int kCodeBits = static_cast<int>(Definition::kCodeBits);
 
   /// Words of the codes of one run.
   template <int kRun>
   static constexpr int kWords = kRun* kCodeBits / 32;
+
+  /// Which block holds an element. Lengths are powers of two; a division of 64 bits would cost as
+  /// much as all the rest.
+  static __device__ __forceinline__ uint64_t block_of(uint32_t block_elements, uint64_t element) {
+    return element >> (31 - __clz(static_cast<int>(block_elements)));
+  }
 
   /// Fetches codes and the scale of the run's block, which becomes word kWords.
   template <int kRun>
@@ -122,7 +130,7 @@ struct BlockCodec {
     static_assert(kRun == 8, "a block is shared by whole runs of 8");
     const auto* codes = static_cast<const uint8_t*>(array.codes);
     load_words<kWords<kRun>>(codes + first * kCodeBits / 8, words);
-    words[kWords<kRun>] = exact::bits(__ldcg(array.scales + block_of(array, first)));
+    words[kWords<kRun>] = exact::bits(__ldcg(array.scales + block_of(array.block_elements, first)));
   }
 
   template <int kRun>
@@ -148,35 +156,31 @@ struct BlockCodec {
   }
 
   /// The same for the roots of the values, the largest of which has the bits `largest_value`; only
-  /// where kTakesRoots.
-  template <int kRun>
+  /// where kTakesRoots. kArePositive: no root is 0.
+  template <int kRun, bool kArePositive = false>
   static __device__ __forceinline__ void store_roots(const DeviceStateArray& array, uint64_t first,
                                                      const float* roots, uint32_t largest_value,
                                                      const RandomRun& random) {
     static_assert(kTakesRoots);
-    const uint32_t largest = kScalesAreRoots ? run_maximum<kRun>(roots) : largest_value;
-    store_content<kRun>(array, first, roots, largest, random);
+    const uint32_t largest =
+        kScalesAreRoots ? run_maximum<kRun, kArePositive>(roots) : largest_value;
+    store_content<kRun, kArePositive>(array, first, roots, largest, random);
   }
 
  private:
-  // Lengths are powers of two; a division of 64 bits would cost as much as the rest.
-  static __device__ __forceinline__ uint64_t block_of(const DeviceStateArray& array,
-                                                      uint64_t first) {
-    return first >> (31 - __clz(static_cast<int>(array.block_elements)));
-  }
-
   /// The largest magnitude of a run, as bits.
-  template <int kRun>
+  template <int kRun, bool kArePositive = false>
   static __device__ __forceinline__ uint32_t run_maximum(const float* content) {
     uint32_t largest = 0;
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
-      largest = larger_magnitude(largest, exact::bits(content[i]) & kMagnitudeMask);
+      const uint32_t bits = exact::bits(content[i]);
+      largest = larger_magnitude(largest, kArePositive ? bits : bits & kMagnitudeMask);
     }
     return largest;
   }
 
-  template <int kRun>
+  template <int kRun, bool kArePositive = false>
   static __device__ __forceinline__ void store_content(const DeviceStateArray& array,
                                                        uint64_t first, const float* content,
                                                        uint32_t largest, const RandomRun& random) {
@@ -186,10 +190,15 @@ struct BlockCodec {
     if constexpr (Definition::kIsStochastic) random_words<kRun>(random, draws);
     const RunEncoder<Definition> encoder(scale);
     uint32_t words[kWords<kRun>];
-    encoder.template operator()<kRun>(content, draws, words);
+    if constexpr (kArePositive &&
+                  requires { encoder.template operator()<kRun, true>(content, draws, words); }) {
+      encoder.template operator()<kRun, true>(content, draws, words);
+    } else {
+      encoder.template operator()<kRun>(content, draws, words);
+    }
     store_words<kWords<kRun>>(static_cast<uint8_t*>(array.codes) + first * kCodeBits / 8, words);
     const bool is_first = (first & (array.block_elements - 1)) == 0;
-    if (is_first) array.scales[block_of(array, first)] = scale;
+    if (is_first) array.scales[block_of(array.block_elements, first)] = scale;
   }
 };
 

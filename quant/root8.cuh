@@ -39,15 +39,15 @@ struct RunEncoder<quant::Root8> {
     return plain_scale(largest_root);
   }
 
-  template <int kRun>
+  /// kArePositive: no root is 0. From 1/2 on, which is where code 1 begins, nothing is coded as 0.
+  template <int kRun, bool kArePositive = false>
   __device__ __forceinline__ void operator()(const float* roots, const uint32_t*,
                                              uint32_t* words) const {
     uint32_t codes[kRun];
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
-      const float index = nearest_square(exact::mul(roots[i], factor));
-      const float least = roots[i] > 0.0f ? 1.0f : 0.0f;
-      codes[i] = exact::bits(exact::add(fmaxf(index, least), kSignedBias));
+      const float least = kArePositive || roots[i] > 0.0f ? 0.5f : 0.0f;
+      codes[i] = exact::bits(biased_nearest_square(fmaxf(exact::mul(roots[i], factor), least)));
     }
 #pragma unroll
     for (int i = 0; i < kRun / 4; ++i) words[i] = is_live ? pack_bytes(codes + 4 * i) : 0;

@@ -40,14 +40,19 @@ struct RunEncoder<quant::Sym8> {
   template <int kRun>
   __device__ __forceinline__ void operator()(const float* values, const uint32_t*,
                                              uint32_t* words) const {
-    uint32_t codes[kRun];
+    uint32_t indexes[kRun];
+    uint32_t bits[kRun];
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
-      const float index = nearest_square(exact::mul(fabsf(values[i]), factor));
-      codes[i] = exact::bits(exact::add(copysignf(index, values[i]), kSignedBias));
+      indexes[i] = exact::bits(biased_nearest_square(exact::mul(fabsf(values[i]), factor)));
+      bits[i] = exact::bits(values[i]);
     }
 #pragma unroll
-    for (int i = 0; i < kRun / 4; ++i) words[i] = is_live ? pack_bytes(codes + 4 * i) : 0;
+    for (int i = 0; i < kRun / 4; ++i) {
+      const uint32_t magnitudes = pack_bytes(indexes + 4 * i);
+      const uint32_t codes = negate_bytes(magnitudes, pack_signs(bits + 4 * i));
+      words[i] = is_live ? codes : 0;
+    }
   }
 };
 

@@ -27,6 +27,7 @@
 // then has kernels without the others' branches. Roots and quotients are asked of `arithmetic`
 // (exact::Arithmetic, or a form that is exact for most operands and says when it was not):
 //
+//     static constexpr uint32_t kUsualStates = 0b011;  // bit k: state k exists in that case
 //     static OUTBOARD_HD bool is_usual(const Scalars<float>&);
 //     template <class Arithmetic>
 //     static OUTBOARD_HD void update_usual(const Scalars<float>&, float gradient, float& weight,

@@ -33,6 +33,7 @@ struct Adam {
 
   static constexpr uint32_t kRoots = kAdamRoots;
 
+  static constexpr uint32_t kUsualStates = kUsualAdamStates;
   static OUTBOARD_HD bool is_usual(const Scalars<float>& s) { return is_usual_adam(s); }
   template <class Arithmetic>
   static OUTBOARD_HD void update_usual(const Scalars<float>& s, float gradient, float& weight,

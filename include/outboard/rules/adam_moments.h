@@ -86,6 +86,9 @@ OUTBOARD_HD bool is_usual_adam(const AdamScalars<float>& s) {
   return is_short && is_in_range && s.l2 == 0.0f && s.amsgrad == 0;
 }
 
+/// States that is_usual_adam() leaves: m and v.
+inline constexpr uint32_t kUsualAdamStates = 0b011;
+
 /// States whose roots adam_update forms: v and x.
 inline constexpr uint32_t kAdamRoots = 0b110;
 

@@ -56,6 +56,7 @@ struct Lion {
         .lr = static_cast<T>(hyper[kLr])};
   }
 
+  static constexpr uint32_t kUsualStates = 0b1;
   /// Moments that keep more than half of themselves.
   static OUTBOARD_HD bool is_usual(const Scalars<float>& s) {
     return !(s.one_minus_beta1 < 0.0f) && s.one_minus_beta1 < 0.5f && !(s.one_minus_beta2 < 0.0f) &&
