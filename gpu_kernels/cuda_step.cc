@@ -106,7 +106,8 @@ void check_parameter(const LaunchKey& key, const DeviceParameter& parameter, siz
       !needs_factors(key.rule) || (parameter.rows > 0 && parameter.elements % parameter.rows == 0),
       "has rows that do not divide its elements; give those of a matrix");
   require(reinterpret_cast<uintptr_t>(parameter.gradient) % bytes_of(key.gradient_type) == 0 &&
-              reinterpret_cast<uintptr_t>(parameter.weight) % bytes_of(key.weight_type) == 0,
+              reinterpret_cast<uintptr_t>(parameter.weight) % bytes_of(key.weight_type) == 0 &&
+              reinterpret_cast<uintptr_t>(parameter.old_weight) % bytes_of(key.weight_type) == 0,
           "has a weight or gradient that is not aligned to its own element size; align it");
 }
 

@@ -77,6 +77,7 @@ __device__ __forceinline__ DeviceParameter part_from(const StepArguments<Rule>& 
   };
   parameter.gradient = moved(parameter.gradient, 8 * bytes_of(types.gradient));
   parameter.weight = moved(parameter.weight, 8 * bytes_of(types.weight));
+  parameter.old_weight = moved(parameter.old_weight, 8 * bytes_of(types.weight));
   parameter.master = moved(parameter.master, 8 * bytes_of(types.master));
 #pragma unroll
   for (int s = 0; s < States::kCount; ++s) {
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<Types, Formats,
   // Rules that know rows and columns count from the parameter's first element.
   constexpr bool kIsPart = Formats::kIsFixed && !NeedsFactors<Rule>;
   const uint64_t begin = kIsPart ? 0 : first;
-  DeviceParameter parameter = arguments.table.parameters[work.parameter];
+  DeviceParameter parameter = parameter_of(arguments, work);
   if constexpr (kIsPart) parameter = part_from<Rule, Types, Formats>(arguments, parameter, first);
   decltype(auto) scalars = scalars_of<Rule, kOwn>(arguments, work.parameter);
   const StepCount<kOwn> step(arguments, work.parameter);

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   __shared__ __align__(16) float measured[kNormSegmentElements];
   constexpr uint64_t kRowElements = 2 * kWarpLanes;
   const BlockWork work = arguments.table.blocks[blockIdx.x];
-  const DeviceParameter parameter = arguments.table.parameters[work.parameter];
+  const DeviceParameter parameter = parameter_of(arguments, work);
   decltype(auto) scalars = first_scalars_of<Rule, kOwn>(arguments, work.parameter);
   for (uint64_t segment = 0; segment < kBlockSegments; ++segment) {
     const uint64_t begin = work.part * kBlockElements + segment * kNormSegmentElements;

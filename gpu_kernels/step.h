@@ -26,6 +26,8 @@ using StreamHandle = void*;
 struct DeviceParameter {
   const void* gradient = nullptr;
   void* weight = nullptr;
+  /// Where the weight is read, if not in `weight`, which is only written then; no part of it.
+  const void* old_weight = nullptr;
   void* master = nullptr;
   std::array<void*, kMaxStates> codes = {};
   std::array<float*, kMaxStates> scales = {};

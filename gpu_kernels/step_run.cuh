@@ -181,6 +181,15 @@ struct StepArguments {
   DeviceNumbersTable own;
 };
 
+/// A parameter of the launch, its old weight where it is.
+template <class Rule>
+__device__ __forceinline__ DeviceParameter parameter_of(const StepArguments<Rule>& arguments,
+                                                        const BlockWork& work) {
+  DeviceParameter parameter = arguments.table.parameters[work.parameter];
+  if (parameter.old_weight == nullptr) parameter.old_weight = parameter.weight;
+  return parameter;
+}
+
 /// The state arrays of one parameter of a launch. kHeld: bit s: state s may exist.
 template <class Rule, class Formats, uint32_t kHeld = ~0u>
 struct StateAccess {
@@ -234,7 +243,7 @@ __device__ __forceinline__ void fetch_words(const LaunchTypes& types,
                                             Run run, RunWords<Rule, kRun, kWhole>& words) {
   const DeviceParameter& parameter = states.parameter;
   load_run<kRun, kWhole>(types.gradient, parameter.gradient, run, words.gradient);
-  words.weight.load(types, parameter.weight, parameter.master, run);
+  words.weight.load(types, parameter.old_weight, parameter.master, run);
 #pragma unroll
   for (int s = 0; s < RuleStates<Rule>::kCount; ++s) {
     if (!states.exists(s) || !states.template holds<kWhole>(s, run)) continue;
@@ -277,7 +286,8 @@ __device__ __forceinline__ void for_each_run(const StepArguments<Rule>& argument
   const LaunchTypes types = Types::of(arguments.types);
   const uint64_t misalignment =
       reinterpret_cast<uint64_t>(parameter.gradient) % (kRun * bytes_of(types.gradient)) % 16 +
-      reinterpret_cast<uint64_t>(parameter.weight) % (kRun * bytes_of(types.weight)) % 16;
+      reinterpret_cast<uint64_t>(parameter.weight) % (kRun * bytes_of(types.weight)) % 16 +
+      reinterpret_cast<uint64_t>(parameter.old_weight) % (kRun * bytes_of(types.weight)) % 16;
   const uint64_t whole_elements = misalignment == 0 ? parameter.elements : 0;
   const uint64_t unit = arguments.unit_elements;
   const uint64_t padded = (parameter.elements + unit - 1) / unit * unit;

@@ -43,6 +43,7 @@ gpu::LaunchKey key_of(const ResidentUpdate& update) {
 gpu::DeviceParameter parameter_of(const ResidentUpdate& update) {
   return {.gradient = update.gradient,
           .weight = update.weight,
+          .old_weight = update.old_weight,
           .master = update.master,
           .codes = update.codes,
           .scales = update.scales,

@@ -260,17 +260,14 @@ EventPtr StreamLane::run_kernel(StreamWork& work, const EventPtr& copied_in) {
   // backward may still be reading (or its shadow, which nobody reads).
   device_->wait(kernels_, copied_in);
   device_->wait(kernels_, work.gradient_ready);
-  const size_t weight_bytes = work.update.elements * bytes_of(work.update.type);
   ResidentUpdate update = work.update;
   if (work.shadow == nullptr) {
     device_->wait(kernels_, work.weight_is_free);
   } else {
+    if (!work.is_shadow_filled) update.old_weight = update.weight;
     update.weight = work.shadow;
   }
   const EventPtr before = trace_.is_on() ? device_->record(kernels_) : nullptr;
-  if (work.shadow != nullptr && !work.is_shadow_filled) {
-    device_->copy_on_device(kernels_, work.shadow, work.update.weight, weight_bytes);
-  }
   device_->update_resident(kernels_, {&update, 1});
   EventPtr updated = device_->record(kernels_);
   if (before != nullptr) {

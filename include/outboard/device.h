@@ -61,6 +61,8 @@ struct ResidentUpdate {
   size_t rows = 0;  ///< of the parameter as a matrix, for rules that keep row and column means
   const void* gradient = nullptr;
   void* weight = nullptr;
+  /// Where the weight is read, if not in `weight`, which is only written then; no part of it.
+  const void* old_weight = nullptr;
   void* master = nullptr;
   DType type = DType::kF32;
   MasterFormat master_format = MasterFormat::kWeight;

@@ -264,7 +264,11 @@ std::vector<gpu::DeviceParameter> Problem::pieces(size_t piece_elements) const {
         return device_->data() + array.offset + first * element_bytes;
       };
       piece.gradient = at(layout.gradient, bytes_of(combination_.gradient_type));
-      piece.weight = at(layout.weight, bytes_of(combination_.weight_type));
+      const size_t weight_bytes = bytes_of(combination_.weight_type);
+      piece.weight = at(layout.weight, weight_bytes);
+      if (old_ != nullptr) {
+        piece.old_weight = old_->data() + layout.weight.offset + first * weight_bytes;
+      }
       if (layout.master.bytes > 0) {
         piece.master = at(layout.master, bytes_of(combination_.master_format));
       }
@@ -286,6 +290,17 @@ std::vector<gpu::DeviceParameter> Problem::pieces(size_t piece_elements) const {
     }
   }
   return pieces;
+}
+
+void Problem::move_old_weights() {
+  old_ = std::make_unique<DeviceBytes>(bytes_);
+  std::vector<std::byte> image(bytes_);
+  device_->download(image.data(), bytes_);
+  old_->upload(image.data(), bytes_);
+  for (const Layout& layout : layouts_) {
+    std::memset(&image[layout.weight.offset], 0xFF, layout.weight.bytes);  // NaN in every type
+  }
+  device_->upload(image.data(), bytes_);
 }
 
 void Problem::step_on_gpu(gpu::StepLauncher& launcher, int64_t step, size_t piece_elements,

@@ -90,6 +90,10 @@ class Problem {
   void step_on_gpu(gpu::StepLauncher& launcher, const std::vector<gpu::DeviceNumbers>& numbers,
                    gpu::StreamHandle stream);
 
+  /// The next step on the GPU reads its weights from a copy elsewhere; where it writes them lies
+  /// nothing that could be a weight.
+  void move_old_weights();
+
   void use_gradient_scale(double scale) { gradient_scale_ = scale; }
 
   /// Goes on with other hyper-parameters that have the same states.
@@ -139,6 +143,7 @@ class Problem {
   std::vector<std::byte> host_;
   size_t bytes_ = 0;
   std::unique_ptr<DeviceBytes> device_;
+  std::unique_ptr<DeviceBytes> old_;  ///< a copy of it, where old weights lie elsewhere
 };
 
 /// Hyper-parameters that between them take every branch of a rule: the defaults, every value away

@@ -157,6 +157,25 @@ TEST(GpuStepShapes, PiecesOfAParameterDrawTheNumbersOfTheWhole) {
   }
 }
 
+TEST(GpuStepShapes, OldWeightsMayLieElsewhere) {
+  OUTBOARD_REQUIRE_GPU();
+  gpu::StepLauncher launcher;
+  for (const RuleId rule : {RuleId::kAdamW, RuleId::kLion, RuleId::kLAMB}) {
+    for (const WeightKind weight : kWeightKinds) {
+      for (const char* formats : {"fp32", "8bit"}) {
+        Combination combination = adamw(weight.type, weight.master, state_formats_named(formats));
+        combination.rule = rule;
+        combination.hyper = hyper_parameter_sets(rule_info(rule)).front();
+        Problem problem(combination, {{100'003}, {2049}, {700, 0, 1}}, 11);
+        problem.step_on_cpu(3);
+        problem.move_old_weights();
+        problem.step_on_gpu(launcher, 3);
+        EXPECT_EQ(problem.difference(), "");
+      }
+    }
+  }
+}
+
 TEST(GpuStepShapes, IndexesBeyond32Bits) {
   OUTBOARD_REQUIRE_GPU();
   constexpr size_t kElements = (size_t{1} << 32) + 777;

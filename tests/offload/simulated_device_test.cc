@@ -188,6 +188,15 @@ TEST(SimulatedDevice, UpdateResidentIsTheHostsUpdate) {
   device->update_resident(stream, std::array{update});
   device->record(stream)->synchronize();
   EXPECT_EQ(weight, expected);
+
+  const std::vector<float> old(elements, 0.0f);
+  std::vector<float> replaced(elements, 7.0f);
+  update.weight = replaced.data();
+  update.old_weight = old.data();
+  device->update_resident(stream, std::array{update});
+  device->record(stream)->synchronize();
+  EXPECT_EQ(replaced, expected);
+  EXPECT_THAT(old, Each(0.0f));
 }
 
 TEST(SimulatedDevice, ManyThreadsMayUseIt) {
