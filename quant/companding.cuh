@@ -27,11 +27,16 @@ __device__ __forceinline__ uint32_t pack_bytes(const uint32_t* words) {
   return __byte_perm(low, high, 0x5410u);
 }
 
-/// A byte for each of four floats, given by their bits: 255 for a negative one, else 0.
+/// The signs of two floats, given by their bits, as bytes 0 and 1: 255 for a negative one, else 0.
+__device__ __forceinline__ uint32_t pack_two_signs(uint32_t first, uint32_t second) {
+  uint32_t signs;  // selectors from 8 on replicate a byte's sign; __byte_perm has none
+  asm("prmt.b32 %0, %1, %2, 0xFB;" : "=r"(signs) : "r"(first), "r"(second));
+  return signs;
+}
+
+/// A byte for each of four floats.
 __device__ __forceinline__ uint32_t pack_signs(const uint32_t* bits) {
-  const uint32_t low = __byte_perm(bits[0], bits[1], 0x00FBu);  // replicates the signs of 3 and 7
-  const uint32_t high = __byte_perm(bits[2], bits[3], 0x00FBu);
-  return __byte_perm(low, high, 0x5410u);
+  return __byte_perm(pack_two_signs(bits[0], bits[1]), pack_two_signs(bits[2], bits[3]), 0x5410u);
 }
 
 /// Bytes of at most 127, negated where `signs` has 255. What is taken from 128 borrows from no
