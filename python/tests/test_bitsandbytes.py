@@ -65,9 +65,10 @@ def assert_state_agrees(pair):
         apart = 0
         for index, parameter in enumerate(q):
             state = theirs.state[parameter]
-            scales, expected = saved[index][f"{prefix}.scales"], state[f"absmax{number}"]
-            torch.testing.assert_close(scales, expected.cpu(), rtol=tolerance, atol=0)
-            codes = saved[index][f"{prefix}.codes"].int()
+            scales = saved[index][f"{prefix}.scales"].cpu()
+            expected = state[f"absmax{number}"].cpu()
+            torch.testing.assert_close(scales, expected, rtol=tolerance, atol=0)
+            codes = saved[index][f"{prefix}.codes"].cpu().int()
             steps = (codes - state[f"state{number}"].flatten().cpu().int()).abs()
             assert steps.max() <= 1
             apart += int(steps.sum())

@@ -83,7 +83,7 @@ class Reference {
     std::vector<at::Tensor> gradients;
     for (size_t i = 0; i < weights_.size(); ++i) {
       gradients.push_back(gradient(step, i));
-      engine_.gradient_ready(i, {.data = gradients[i].data_ptr()}, nullptr);
+      engine_.gradient_ready(i, {.data = gradients[i].data_ptr(), .owner = {}}, nullptr);
     }
     ASSERT_TRUE(engine_.begin_step({.hyper = {kHyper}}, nullptr));
     engine_.finish_step(nullptr);
