@@ -62,6 +62,8 @@ def _run(name: str, options: argparse.Namespace) -> dict[str, object]:
     job = {key: value for key, value in vars(options).items() if key != "cases"} | {"case": name}
     worker = [sys.executable, str(Path(__file__).with_name("measure.py")), json.dumps(job)]
     header = {"benchmark": "offload", "case": name, "size": options.size}
+    if options.options:
+        header["options"] = options.options
     try:
         done = subprocess.run(worker, capture_output=True, text=True, timeout=options.timeout)
     except subprocess.TimeoutExpired:
