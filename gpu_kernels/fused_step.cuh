@@ -179,8 +179,9 @@ __device__ __forceinline__ void update_run(const StepArguments<Rule>& arguments,
 /// Blocks that must fit on a multiprocessor: 3 leave a thread 80 registers, 4 leave 64, with which
 /// most kernels would spill; with 2 blocks too few warps are left to hide what each waits for.
 template <class Types, class Formats, bool kUsual>
-inline constexpr int kResidentBlocks =
-    kUsual&& Types::kIsFixed&& Formats::kNeedsFewRegisters ? 4 : 3;
+inline constexpr int kResidentBlocks = (kUsual && Types::kIsFixed && Formats::kNeedsFewRegisters)
+                                           ? 4
+                                           : 3;
 
 /// One block updates kBlockElements elements of one parameter, each warp 32 * kRun at a time.
 /// kUsual: compiled for the rule's common case only. kOwn: each parameter has its own scalars and
