@@ -220,8 +220,10 @@ class Fake final : public SimulatedDevice {
   void update_resident(ComputeStream stream, std::span<const ResidentUpdate> updates) override {
     for (const ResidentUpdate& update : updates) {
       if (update.elements == 0) continue;
-      copy_on_device(stream, update.weight, update.old_weight,
-                     update.old_weight == nullptr ? 0 : update.elements * bytes_of(update.type));
+      if (update.old_weight != nullptr) {
+        copy_on_device(stream, update.weight, update.old_weight,
+                       update.elements * bytes_of(update.type));
+      }
       submit(stream, [parameter = update_of(update), first = update.element_offset,
                       step = update.device_step, hyper = update.device_hyper] {
         run_piece(step == nullptr ? parameter : with_device_numbers(parameter, step, hyper), first);
