@@ -254,12 +254,18 @@ bool launch_if(const StepArguments<Rule>& arguments, cudaStream_t stream) {
   return true;
 }
 
+/// State formats that have kernels of their own: of signed states, and of the others.
+using Plain = FixedFormats<Format::kF32, Format::kF32>;
+using Narrow = FixedFormats<Format::kBF16, Format::kBF16Stochastic>;
+using EightBit = FixedFormats<Format::kSym8, Format::kRoot8>;
+using FourBit = FixedFormats<Format::kNF4, Format::kRoot4>;
+using Mixed = FixedFormats<Format::kSym8, Format::kRoot4>;
+using Dynamic = FixedFormats<Format::kDynamic8Signed, Format::kDynamic8Unsigned>;
+using Float8 = FixedFormats<Format::kE4M3, Format::kE4M3Root>;
+
 /// Tries the compiled formats for one choice of types.
 template <class Rule, class Types>
 bool launch_with_types(const StepArguments<Rule>& arguments, cudaStream_t stream) {
-  using Plain = FixedFormats<Format::kF32, Format::kF32>;
-  using Narrow = FixedFormats<Format::kBF16, Format::kBF16Stochastic>;
-  using EightBit = FixedFormats<Format::kSym8, Format::kRoot8>;
   return launch_if<Rule, Types, Plain>(arguments, stream) ||
          launch_if<Rule, Types, Narrow>(arguments, stream) ||
          launch_if<Rule, Types, EightBit>(arguments, stream);
@@ -269,10 +275,6 @@ bool launch_with_types(const StepArguments<Rule>& arguments, cudaStream_t stream
 /// kernels of their own.
 template <class Rule>
 void launch_from_numbers(const StepArguments<Rule>& arguments, cudaStream_t stream) {
-  using Plain = FixedFormats<Format::kF32, Format::kF32>;
-  using EightBit = FixedFormats<Format::kSym8, Format::kRoot8>;
-  using FourBit = FixedFormats<Format::kNF4, Format::kRoot4>;
-  using Float8 = FixedFormats<Format::kE4M3, Format::kE4M3Root>;
   enqueue_numbers(arguments, stream);
   if (launch_if<Rule, AnyTypes, Plain, true>(arguments, stream)) return;
   if (launch_if<Rule, AnyTypes, EightBit, true>(arguments, stream)) return;
@@ -308,14 +310,9 @@ void launch_rule(const LaunchKey& key, const LaunchTable& table, StreamHandle st
   if (launch_with_types<Rule, Single>(arguments, stream)) return;
   if (launch_with_types<Rule, Split>(arguments, stream)) return;
   using Split8 = FixedTypes<DType::kBF16, DType::kBF16, MasterFormat::kSplit8>;
-  using EightBit = FixedFormats<Format::kSym8, Format::kRoot8>;
   if (launch_with_types<Rule, Stochastic>(arguments, stream)) return;
   if (launch_if<Rule, Split8, EightBit>(arguments, stream)) return;
   if (launch_with_types<Rule, AnyTypes>(arguments, stream)) return;
-  using FourBit = FixedFormats<Format::kNF4, Format::kRoot4>;
-  using Mixed = FixedFormats<Format::kSym8, Format::kRoot4>;
-  using Dynamic = FixedFormats<Format::kDynamic8Signed, Format::kDynamic8Unsigned>;
-  using Float8 = FixedFormats<Format::kE4M3, Format::kE4M3Root>;
   if (launch_if<Rule, Stochastic, FourBit>(arguments, stream)) return;
   const auto launch_formats = [&]<class Formats>(Formats) {
     return launch_if<Rule, Split, Formats>(arguments, stream) ||

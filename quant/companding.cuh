@@ -12,8 +12,6 @@ namespace outboard::quant::device {
 
 /// 2^23: a float from here on has the low bits of the integer that was added to it.
 inline constexpr float kUnsignedBias = 8388608.0f;
-/// 1.5 * 2^23: the same for small integers of either sign, in two's complement.
-inline constexpr float kSignedBias = 12582912.0f;
 
 /// kUnsignedBias + byte `i` of `words`.
 __device__ __forceinline__ float biased_byte(const uint32_t* words, int i) {
