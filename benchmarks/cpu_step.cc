@@ -1,17 +1,20 @@
-// Time of the CPU's AdamW step on large tensors beside a probe that moves the same bytes with the
+// Time of the CPU's step on large tensors beside a probe that moves the same bytes with the
 // same threads and does one addition per stream: the ceiling that the memory sets. One JSON line
 // per case. Probe and step take turns, so that both see the same neighbours. Arguments: --elements
-// N (64 Mi) --threads N (0: default) --repeat N (9) --states NAMES (fp32,8bit: state formats of the
-// cases with a split master) --target NAME (a SIMD target, such as AVX2; default: the best)
-// --cached 1 (instead: one thread, a tensor that stays in the cache, no probe).
+// N (64 Mi) --threads N (0: default) --repeat N (9) --rules NAMES (AdamW) --weights NAMES (split;
+// also f32, stochastic, split8) --states NAMES (fp32,8bit) --target NAME (a SIMD target, such as
+// AVX2; default: the best) --cached 1 (instead: one thread, a tensor that stays in the cache, no
+// probe).
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <new>
 #include <sstream>
@@ -23,6 +26,7 @@
 #include "cpu_kernels/step.h"
 #include "cpu_kernels/targets.h"
 #include "offload/host_update.h"
+#include "outboard/error.h"
 #include "outboard/options.h"
 #include "outboard/rule.h"
 #include "outboard/state_format.h"
@@ -38,20 +42,39 @@ struct Options {
   int repeat = 9;
   bool is_cached = false;
   std::string target;
+  std::vector<std::string> rules = {"AdamW"};
+  std::vector<std::string> weights = {"f32", "split"};
   std::vector<std::string> states = {"fp32", "8bit"};
 };
 
 /// How many elements stay in the first-level cache with all their arrays, if their state is small.
 constexpr size_t kCachedElements = size_t{4} << 10;
 
-/// What a tensor is made of: fp32 throughout, or a bf16 gradient and a split bf16 weight.
+/// How weights are stored; gradients have their type.
+struct Weights {
+  const char* name;
+  DType type;
+  MasterFormat master;
+};
+
+constexpr Weights kWeights[] = {
+    {"f32", DType::kF32, MasterFormat::kWeight},
+    {"split", DType::kBF16, MasterFormat::kSplit},
+    {"split8", DType::kBF16, MasterFormat::kSplit8},
+    {"stochastic", DType::kBF16, MasterFormat::kStochastic},
+};
+
+/// What is updated, and how.
 struct Layout {
-  bool is_split;
+  const RuleInfo* rule;
+  Weights weights;
   std::string states;
 
   [[nodiscard]] std::string name() const {
-    return (is_split ? "adamw_bf16_split" : "adamw_f32") +
-           (states == "fp32" ? std::string() : "_" + states);
+    std::string name;
+    for (const char c : rule->name) name += static_cast<char>(std::tolower(c));
+    name += weights.type == DType::kBF16 ? "_bf16_" : "_";
+    return name + weights.name + (states == "fp32" ? std::string() : "_" + states);
   }
 };
 
@@ -97,22 +120,27 @@ struct State {
 
 /// The arrays of one tensor.
 struct Tensor {
+  const RuleInfo* rule;
+  Weights weights;
   size_t elements;
-  bool is_split;
   Memory gradient;
   Memory weight;
-  Memory low;
-  State m;
-  State v;
+  Memory master;
+  std::vector<std::unique_ptr<State>> states;
 
   Tensor(size_t count, const Layout& layout, cpu::Arena& arena)
-      : elements(count),
-        is_split(layout.is_split),
-        gradient(count * (is_split ? 2 : 4)),
-        weight(count * (is_split ? 2 : 4)),
-        low(is_split ? count * 2 : 1),
-        m(state_formats_named(layout.states).signed_state, count),
-        v(state_formats_named(layout.states).unsigned_state, count) {
+      : rule(layout.rule),
+        weights(layout.weights),
+        elements(count),
+        gradient(count * bytes_of(weights.type)),
+        weight(count * bytes_of(weights.type)),
+        master(count * bytes_of(weights.master) + 1) {
+    const StateFormats formats = state_formats_named(layout.states);
+    for (const StateInfo& state : rule->states) {
+      if (state.needed_by >= 0) break;  // its hyper-parameter is 0 by default
+      states.push_back(std::make_unique<State>(
+          state.is_signed ? formats.signed_state : formats.unsigned_state, count));
+    }
     // Touched by the threads that use it later.
     arena.run(count, kTileElements,
               [this](size_t first, size_t last) { fill(first, last - first); });
@@ -120,10 +148,11 @@ struct Tensor {
 
   void fill(size_t first, size_t count) const {
     std::vector<float> values(round_up(count, kTileElements));
-    for (size_t i = 0; i < count; ++i) values[i] = uniform(4 * (first + i) + 2) - 0.5f;
-    encode(m, values, first);
-    for (size_t i = 0; i < count; ++i) values[i] = uniform(4 * (first + i) + 3);
-    encode(v, values, first);
+    for (size_t k = 0; k < states.size(); ++k) {
+      const float shift = rule->states[k].is_signed ? 0.5f : 0.0f;
+      for (size_t i = 0; i < count; ++i) values[i] = uniform(4 * (first + i) + 2 + k % 2) - shift;
+      encode(*states[k], values, first);
+    }
     for (size_t i = first; i < first + count; ++i) fill_weight(i);
   }
 
@@ -140,10 +169,9 @@ struct Tensor {
   void fill_weight(size_t i) const {
     const float g = uniform(4 * i) - 0.5f;
     const float p = uniform(4 * i + 1) - 0.5f;
-    if (is_split) {
+    if (weights.type == DType::kBF16) {
       gradient.as<uint16_t>()[i] = quant::bf16_nearest(g);
-      weight.as<uint16_t>()[i] = quant::split_f32(p).high;
-      low.as<int16_t>()[i] = quant::split_f32(p).low;
+      weight.as<uint16_t>()[i] = quant::bf16_nearest(p);  // and what lies beside it stays 0
     } else {
       gradient.as<float>()[i] = g;
       weight.as<float>()[i] = p;
@@ -151,31 +179,31 @@ struct Tensor {
   }
 
   [[nodiscard]] cpu::ParameterUpdate update() const {
-    const RuleInfo& rule = rule_named("AdamW");
     std::vector<double> hyper;
-    for (const HyperParameter& h : rule.hyper_parameters) hyper.push_back(h.default_value);
+    for (const HyperParameter& h : rule->hyper_parameters) hyper.push_back(h.default_value);
     cpu::ParameterUpdate update = {};
-    update.rule = rule.id;
-    update.scalars = rule.scalars(hyper, 10, 1.0);
+    update.rule = rule->id;
+    update.scalars = rule->scalars(hyper, 10, 1.0);
     update.elements = elements;
     update.gradient = gradient.as<void>();
     update.weight = weight.as<void>();
-    update.states = {m.array(), v.array()};
-    update.formats = {m.format, v.format};
-    update.step = 10;
-    if (is_split) {
-      update.gradient_type = update.weight_type = DType::kBF16;
-      update.master_format = MasterFormat::kSplit;
-      update.master = low.as<void>();
+    for (size_t k = 0; k < states.size(); ++k) {
+      update.states[k] = states[k]->array();
+      update.formats[k] = states[k]->format;
     }
+    update.step = 10;
+    update.gradient_type = update.weight_type = weights.type;
+    update.master_format = weights.master;
+    if (bytes_of(weights.master) > 0) update.master = master.as<void>();
     return update;
   }
 
   /// Bytes that a step reads and writes.
   [[nodiscard]] double traffic() const {
     const auto count = static_cast<double>(elements);
-    double bytes = count * (is_split ? 10 : 12);
-    for (const State* state : {&m, &v}) {
+    double bytes =
+        count * static_cast<double>(3 * bytes_of(weights.type) + 2 * bytes_of(weights.master));
+    for (const auto& state : states) {
       bytes += 2 * static_cast<double>(state->format.code_bytes(elements) +
                                        state->scale_bytes(elements));
     }
@@ -213,14 +241,15 @@ void probe_state(const State& state, size_t first, size_t count, uint32_t mask) 
 void probe(const Tensor& t, size_t first, size_t last, uint32_t mask) {
   for (size_t i = first; i < last; i += kTileElements) {
     const size_t count = std::min(last - i, kTileElements);
-    if (t.is_split) {
+    if (t.weights.type == DType::kBF16) {
       add_gradient(t.gradient.as<uint16_t>() + i, t.weight.as<uint16_t>() + i, count, mask);
-      add_mask(t.low.as<uint16_t>() + i, count, mask);
     } else {
       add_gradient(t.gradient.as<uint32_t>() + i, t.weight.as<uint32_t>() + i, count, mask);
     }
-    probe_state(t.m, i, count, mask);
-    probe_state(t.v, i, count, mask);
+    const size_t master = bytes_of(t.weights.master);
+    if (master == 1) add_mask(t.master.as<uint8_t>() + i, count, mask);
+    if (master == 2) add_mask(t.master.as<uint16_t>() + i, count, mask);
+    for (const auto& state : t.states) probe_state(*state, i, count, mask);
   }
 }
 
@@ -350,6 +379,13 @@ void run_cached(const Options& options, const Layout& layout) {
   std::fflush(stdout);
 }
 
+std::vector<std::string> names_in(const char* list) {
+  std::vector<std::string> all;
+  std::istringstream names(list);
+  for (std::string name; std::getline(names, name, ',');) all.push_back(name);
+  return all;
+}
+
 Options parse(int count, char** arguments) {
   Options options;
   for (int i = 1; i + 1 < count; i += 2) {
@@ -360,24 +396,37 @@ Options parse(int count, char** arguments) {
     if (name == "--repeat") options.repeat = static_cast<int>(value);
     if (name == "--cached") options.is_cached = value != 0;
     if (name == "--target") options.target = arguments[i + 1];
-    if (name == "--states") {
-      options.states.clear();
-      std::istringstream names(arguments[i + 1]);
-      for (std::string state; std::getline(names, state, ',');) options.states.push_back(state);
-    }
+    if (name == "--rules") options.rules = names_in(arguments[i + 1]);
+    if (name == "--weights") options.weights = names_in(arguments[i + 1]);
+    if (name == "--states") options.states = names_in(arguments[i + 1]);
   }
   return options;
+}
+
+/// Every rule with all weights and states.
+std::vector<Layout> layouts(const Options& options) {
+  std::vector<Layout> all;
+  for (const std::string& rule : options.rules) {
+    for (const std::string& name : options.weights) {
+      const auto* weights = std::find_if(std::begin(kWeights), std::end(kWeights),
+                                         [&](const Weights& w) { return w.name == name; });
+      if (weights == std::end(kWeights)) {
+        fail(ErrorKind::kValue, "bench_cpu_step", "--weights \"", name,
+             "\" is unknown; one of f32, split, split8, stochastic");
+      }
+      for (const std::string& states : options.states) {
+        all.push_back({&rule_named(rule), *weights, states});
+      }
+    }
+  }
+  return all;
 }
 
 void run_all(const Options& options) {
   for (const cpu::Target& target : cpu::supported_targets()) {
     if (target.name == options.target) cpu::force_target(target.bit);
   }
-  std::vector<Layout> layouts = {{.is_split = false, .states = "fp32"}};
-  for (const std::string& states : options.states) {
-    layouts.push_back({.is_split = true, .states = states});
-  }
-  for (const Layout& layout : layouts) {
+  for (const Layout& layout : layouts(options)) {
     if (options.is_cached) {
       run_cached(options, layout);
     } else {

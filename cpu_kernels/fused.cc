@@ -19,12 +19,15 @@ bool has_formats(const ParameterUpdate& update, Format m, Format v) {
   return update.formats[0] == state_format(m) && update.formats[1] == state_format(v);
 }
 
+/// fp32 throughout, or bf16 with what is split off or rounded away.
+bool has_usual_weights(const ParameterUpdate& update) {
+  return update.gradient_type == update.weight_type && update.master_format != MasterFormat::kF32;
+}
+
 }  // namespace
 
 FusedKernel fused_kernel(const ParameterUpdate& update) {
-  const bool is_split =
-      update.master_format == MasterFormat::kSplit && update.gradient_type == DType::kBF16;
-  if (!is_adam(update) || !is_split) return nullptr;
+  if (!is_adam(update) || !has_usual_weights(update)) return nullptr;
   if (has_formats(update, Format::kSym8, Format::kRoot8)) return fused_adam_8bit();
   if (has_formats(update, Format::kNF4, Format::kRoot4)) return fused_adam_4bit();
   return nullptr;

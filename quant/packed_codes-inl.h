@@ -1,9 +1,14 @@
-// Four vectors of elements at a time, in an order that widens and narrows without crossing 128-bit
-// lanes: pack order. Of a group of 4 x lanes elements, two vectors of 16-bit numbers hold the
-// halves in memory order; the lower and the upper half of each of their 128-bit lanes, widened,
-// are the four vectors of 32-bit numbers. Kernels that have no use for memory order between load
-// and store pay one or two operations per vector for widening and narrowing instead of three to
-// six. One version per target, for little-endian targets whose vectors have a known length.
+// Four vectors of elements at a time, a group, and two orders of its elements.
+//
+// Pack order widens and narrows 16-bit numbers without crossing 128-bit lanes. Of a group of 4 x
+// lanes elements, two vectors of 16-bit numbers hold the halves in memory order; the lower and the
+// upper half of each of their 128-bit lanes, widened, are the four vectors of 32-bit numbers.
+// Kernels that have no use for memory order between load and store pay one or two operations per
+// vector for widening and narrowing instead of three to six.
+//
+// Memory order is for fp32 numbers beside codes of one byte; only the codes move.
+//
+// One version per target, for little-endian targets whose vectors have a known length.
 #include "hwy/highway.h"
 #include "quant/rounding-inl.h"
 
@@ -35,23 +40,28 @@ struct FloatGroup {
   FloatVec at[4];
 };
 
-/// Stores a group's codes of one byte: part i of 8 bytes in memory is part from[i] of `codes`.
-HWY_INLINE void store_bytes(PackedBytes codes, uint8_t* to) {
-  constexpr size_t kParts = kGroup / 8;
-  struct Order {
-    alignas(64) uint64_t from[kParts];
-    constexpr Order() : from{} {
-      for (size_t i = 0; i < kParts; ++i) from[i] = i % (kParts / 2) * 2 + i / (kParts / 2);
-    }
-  };
-  static constexpr Order kOrder;
-  if constexpr (kParts > 2) {
-    const PackedPairTag d;
-    codes = hn::BitCast(PackedByteTag(), hn::TableLookupLanes(hn::BitCast(d, codes),
-                                                              hn::SetTableIndices(d, kOrder.from)));
-  }
-  hn::StoreU(codes, PackedByteTag(), to);
-}
+/// As FloatGroup, of integers.
+struct BitsGroup {
+  BitsVec at[4];
+};
+
+/// Two vectors of a group.
+struct BitsPair {
+  BitsVec first;
+  BitsVec second;
+};
+
+/// Both halves of two vectors' 32-bit numbers, in memory order.
+struct Halves {
+  PackedWords low;
+  PackedWords high;
+};
+
+/// Two vectors of 16-bit numbers: those of a group.
+struct WordsPair {
+  PackedWords first;
+  PackedWords second;
+};
 
 /// The low bytes of four vectors of 32-bit numbers.
 HWY_INLINE PackedBytes narrow_to_bytes(BitsVec a, BitsVec b, BitsVec c, BitsVec d) {
@@ -75,43 +85,26 @@ HWY_INLINE BitsVec widen_second(PackedWords low, PackedWords high) {
   return hn::BitCast(BitsTag(), hn::InterleaveUpper(PackedWordTag(), low, high));
 }
 
-/// Stores two vectors of halves of fp32 numbers: where the lower one is negative, the upper one
-/// grows by one.
-HWY_INLINE void store_halves(PackedWords lower, PackedWords upper, uint16_t* high, uint16_t* low) {
-  const PackedWordTag d16;
-  hn::StoreU(lower, d16, low);
-  hn::StoreU(hn::Add(upper, hn::ShiftRight<15>(lower)), d16, high);
+/// Products of 16-bit numbers below 2^8 with themselves or their magnitudes.
+HWY_INLINE PackedWords square(PackedWords c) { return hn::Mul(c, c); }
+HWY_INLINE PackedWords signed_square(hn::Vec<PackedSignedWordTag> c) {
+  return hn::BitCast(PackedWordTag(), hn::Mul(c, hn::Abs(c)));
 }
 
-/// 16-bit numbers in memory from and to a group in pack order. PairOrder has the same functions.
 struct PackOrder {
-  /// A group of bf16 numbers.
-  static HWY_INLINE FloatGroup load_bf16(const uint16_t* codes) {
-    const PackedWordTag d16;
-    const FloatTag df;
-    const auto zero = hn::Zero(d16);
-    const auto a = hn::LoadU(d16, codes);
-    const auto b = hn::LoadU(d16, codes + 2 * kLanes);
-    return {{hn::BitCast(df, widen_first(zero, a)), hn::BitCast(df, widen_second(zero, a)),
-             hn::BitCast(df, widen_first(zero, b)), hn::BitCast(df, widen_second(zero, b))}};
+  /// Two vectors from their halves.
+  static HWY_INLINE BitsPair join(PackedWords low, PackedWords high) {
+    return {widen_first(low, high), widen_second(low, high)};
+  }
+  static HWY_INLINE BitsPair widen_low(PackedWords low) {
+    return join(low, hn::Zero(PackedWordTag()));
+  }
+  static HWY_INLINE BitsPair widen_high(PackedWords high) {
+    return join(hn::Zero(PackedWordTag()), high);
   }
 
-  /// As quant::join_f32: the upper half is one less where the lower one is negative.
-  static HWY_INLINE FloatGroup load_joined(const uint16_t* high, const uint16_t* low) {
-    const PackedWordTag d16;
-    FloatGroup group;
-    for (size_t k = 0; k < 2; ++k) {
-      const auto lower = hn::LoadU(d16, low + k * 2 * kLanes);
-      const auto upper = hn::Sub(hn::LoadU(d16, high + k * 2 * kLanes), hn::ShiftRight<15>(lower));
-      group.at[2 * k] = hn::BitCast(FloatTag(), widen_first(lower, upper));
-      group.at[2 * k + 1] = hn::BitCast(FloatTag(), widen_second(lower, upper));
-    }
-    return group;
-  }
-
-  /// As quant::split_f32, for numbers none of which is NaN: two vectors of a group.
-  static HWY_INLINE void store_split(FloatVec first, FloatVec second, uint16_t* high,
-                                     uint16_t* low) {
+  /// The inverse of join().
+  static HWY_INLINE Halves cut(BitsVec first, BitsVec second) {
     const PackedByteTag d8;
     const PackedWordTag d16;
     const PackedPairTag d64;
@@ -120,11 +113,114 @@ struct PackOrder {
     const auto halves = hn::LoadDup128(d8, kHalves);
     const auto a = hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, first), halves));
     const auto b = hn::BitCast(d64, hn::TableLookupBytes(hn::BitCast(d8, second), halves));
-    const auto lower = hn::BitCast(d16, hn::InterleaveLower(d64, a, b));
-    const auto upper = hn::BitCast(d16, hn::InterleaveUpper(d64, a, b));
-    store_halves(lower, upper, high, low);
+    return {hn::BitCast(d16, hn::InterleaveLower(d64, a, b)),
+            hn::BitCast(d16, hn::InterleaveUpper(d64, a, b))};
+  }
+  static HWY_INLINE PackedWords cut_high(BitsVec first, BitsVec second) {
+    return cut(first, second).high;
+  }
+
+  /// c^2 and c |c| of a group's codes of one byte, for widen_first() and widen_second().
+  static HWY_INLINE WordsPair squares(const uint8_t* codes) {
+    const PackedWordTag d16;
+    const hn::Rebind<uint8_t, PackedWordTag> d8;
+    return {square(hn::PromoteTo(d16, hn::LoadU(d8, codes))),
+            square(hn::PromoteTo(d16, hn::LoadU(d8, codes + 2 * kLanes)))};
+  }
+  static HWY_INLINE WordsPair signed_squares(const uint8_t* codes) {
+    const PackedSignedWordTag d16;
+    const hn::Rebind<int8_t, PackedSignedWordTag> d8;
+    const auto* from = reinterpret_cast<const int8_t*>(codes);
+    return {signed_square(hn::PromoteTo(d16, hn::LoadU(d8, from))),
+            signed_square(hn::PromoteTo(d16, hn::LoadU(d8, from + 2 * kLanes)))};
+  }
+
+  /// Stores what narrow_to_bytes() returned: part i of 8 bytes in memory is part from[i].
+  static HWY_INLINE void store_bytes(PackedBytes codes, uint8_t* to) {
+    constexpr size_t kParts = kGroup / 8;
+    struct Order {
+      alignas(64) uint64_t from[kParts];
+      constexpr Order() : from{} {
+        for (size_t i = 0; i < kParts; ++i) from[i] = i % (kParts / 2) * 2 + i / (kParts / 2);
+      }
+    };
+    static constexpr Order kOrder;
+    if constexpr (kParts > 2) {
+      const PackedPairTag d;
+      codes = hn::BitCast(
+          PackedByteTag(),
+          hn::TableLookupLanes(hn::BitCast(d, codes), hn::SetTableIndices(d, kOrder.from)));
+    }
+    hn::StoreU(codes, PackedByteTag(), to);
   }
 };
+
+/// Codes are loaded into the upper bytes of 16-bit numbers, of which MulHigh leaves the square.
+struct MemoryOrder {
+  static HWY_INLINE FloatGroup load_f32(const float* numbers) {
+    const FloatTag d;
+    return {{hn::LoadU(d, numbers), hn::LoadU(d, numbers + kLanes),
+             hn::LoadU(d, numbers + 2 * kLanes), hn::LoadU(d, numbers + 3 * kLanes)}};
+  }
+  static HWY_INLINE void store_f32(const FloatGroup& group, float* numbers) {
+    for (size_t k = 0; k < 4; ++k) hn::StoreU(group.at[k], FloatTag(), numbers + k * kLanes);
+  }
+
+  static HWY_INLINE WordsPair squares(const uint8_t* codes) {
+    const auto [a, b] = load_high_bytes(codes);
+    return {hn::MulHigh(a, a), hn::MulHigh(b, b)};
+  }
+  static HWY_INLINE WordsPair signed_squares(const uint8_t* codes) {
+    const PackedSignedWordTag d16;
+    const auto [a, b] = load_high_bytes(codes);
+    const auto square = [&](PackedWords word) {
+      const auto c = hn::BitCast(d16, word);
+      return hn::BitCast(PackedWordTag(), hn::MulHigh(c, hn::Abs(c)));
+    };
+    return {square(a), square(b)};
+  }
+
+  static HWY_INLINE void store_bytes(PackedBytes codes, uint8_t* to) {
+    hn::StoreU(move_parts(codes, kFromVectors.from), PackedByteTag(), to);
+  }
+
+ private:
+  /// Parts of 4 bytes. Part p of memory belongs to vector p / kBlocks; narrow_to_bytes() leaves it
+  /// in block p % kBlocks.
+  static constexpr size_t kBlocks = kLanes / 4;
+  struct Parts {
+    alignas(64) uint32_t from[kLanes];
+  };
+  static constexpr Parts from_vectors() {
+    Parts parts = {};
+    for (uint32_t p = 0; p < kLanes; ++p) parts.from[p] = p % kBlocks * 4 + p / kBlocks;
+    return parts;
+  }
+  static constexpr Parts from_memory() {
+    Parts parts = {};
+    for (uint32_t p = 0; p < kLanes; ++p) parts.from[p] = p % 4 * kBlocks + p / 4;
+    return parts;
+  }
+  static const Parts kFromVectors;
+  static const Parts kFromMemory;
+
+  static HWY_INLINE PackedBytes move_parts(PackedBytes bytes, const uint32_t* from) {
+    if constexpr (kBlocks == 1) return bytes;
+    const BitsTag du;
+    return hn::BitCast(PackedByteTag(),
+                       hn::TableLookupLanes(hn::BitCast(du, bytes), hn::SetTableIndices(du, from)));
+  }
+  static HWY_INLINE WordsPair load_high_bytes(const uint8_t* codes) {
+    const PackedByteTag d8;
+    const PackedWordTag d16;
+    const auto bytes = move_parts(hn::LoadU(d8, codes), kFromMemory.from);
+    const auto none = hn::Zero(d8);
+    return {hn::BitCast(d16, hn::InterleaveLower(d8, none, bytes)),
+            hn::BitCast(d16, hn::InterleaveUpper(d8, none, bytes))};
+  }
+};
+inline constexpr MemoryOrder::Parts MemoryOrder::kFromVectors = MemoryOrder::from_vectors();
+inline constexpr MemoryOrder::Parts MemoryOrder::kFromMemory = MemoryOrder::from_memory();
 
 }  // namespace outboard::quant::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -19,71 +19,46 @@
 HWY_BEFORE_NAMESPACE();
 namespace outboard::quant::HWY_NAMESPACE {
 
-/// As FloatGroup, of integers.
-struct BitsGroup {
-  BitsVec at[4];
-};
-
 /// Of each 32-bit lane the upper half of `high` and the lower half of `low`.
 HWY_INLINE BitsVec join_halves(BitsVec high, BitsVec low) {
   const PackedWordTag d16;
   return hn::BitCast(BitsTag(), hn::OddEven(hn::BitCast(d16, high), hn::BitCast(d16, low)));
 }
 
-/// 16-bit numbers in memory from and to a group in pair order.
+/// The functions of PackOrder, and fp32 numbers in memory.
 struct PairOrder {
-  /// A group of bf16 numbers.
-  static HWY_INLINE FloatGroup load_bf16(const uint16_t* codes) {
-    const FloatTag df;
+  static HWY_INLINE BitsPair join(PackedWords low, PackedWords high) {
+    const BitsVec lower = hn::BitCast(BitsTag(), low);
+    const BitsVec upper = hn::BitCast(BitsTag(), high);
+    return {join_halves(hn::ShiftLeft<16>(upper), lower),
+            join_halves(upper, hn::ShiftRight<16>(lower))};
+  }
+  static HWY_INLINE BitsPair widen_low(PackedWords low) {
+    const BitsVec both = hn::BitCast(BitsTag(), low);
+    return {hn::And(both, hn::Set(BitsTag(), 0xFFFF)), hn::ShiftRight<16>(both)};
+  }
+  static HWY_INLINE BitsPair widen_high(PackedWords high) {
+    const BitsVec both = hn::BitCast(BitsTag(), high);
+    return {hn::ShiftLeft<16>(both), hn::And(both, hn::Set(BitsTag(), 0xFFFF0000u))};
+  }
+
+  static HWY_INLINE Halves cut(BitsVec even, BitsVec odd) {
+    return {hn::BitCast(PackedWordTag(), join_halves(hn::ShiftLeft<16>(odd), even)),
+            cut_high(even, odd)};
+  }
+  static HWY_INLINE PackedWords cut_high(BitsVec even, BitsVec odd) {
+    return hn::BitCast(PackedWordTag(), join_halves(odd, hn::ShiftRight<16>(even)));
+  }
+
+  static HWY_INLINE FloatGroup load_f32(const float* numbers) {
     FloatGroup group;
-    for (size_t k = 0; k < 2; ++k) {
-      const BitsVec both = load_pairs(codes + k * 2 * kLanes);
-      group.at[2 * k] = hn::BitCast(df, hn::ShiftLeft<16>(both));
-      group.at[2 * k + 1] = hn::BitCast(df, hn::And(both, hn::Set(BitsTag(), 0xFFFF0000u)));
-    }
+    hn::LoadInterleaved2(FloatTag(), numbers, group.at[0], group.at[1]);
+    hn::LoadInterleaved2(FloatTag(), numbers + 2 * kLanes, group.at[2], group.at[3]);
     return group;
   }
-
-  /// A group of unsigned numbers.
-  static HWY_INLINE BitsGroup load_halfwords(const uint16_t* numbers) {
-    BitsGroup group;
-    for (size_t k = 0; k < 2; ++k) {
-      const BitsVec both = load_pairs(numbers + k * 2 * kLanes);
-      group.at[2 * k] = hn::And(both, hn::Set(BitsTag(), 0xFFFF));
-      group.at[2 * k + 1] = hn::ShiftRight<16>(both);
-    }
-    return group;
-  }
-
-  /// As quant::join_f32: the upper half is one less where the lower one is negative.
-  static HWY_INLINE FloatGroup load_joined(const uint16_t* high, const uint16_t* low) {
-    const PackedWordTag d16;
-    const FloatTag df;
-    FloatGroup group;
-    for (size_t k = 0; k < 2; ++k) {
-      const auto words = hn::LoadU(d16, low + k * 2 * kLanes);
-      const auto less = hn::Sub(hn::LoadU(d16, high + k * 2 * kLanes), hn::ShiftRight<15>(words));
-      const BitsVec lower = hn::BitCast(BitsTag(), words);
-      const BitsVec upper = hn::BitCast(BitsTag(), less);
-      group.at[2 * k] = hn::BitCast(df, join_halves(hn::ShiftLeft<16>(upper), lower));
-      group.at[2 * k + 1] = hn::BitCast(df, join_halves(upper, hn::ShiftRight<16>(lower)));
-    }
-    return group;
-  }
-
-  /// As quant::split_f32, for numbers none of which is NaN: two vectors of a group.
-  static HWY_INLINE void store_split(FloatVec first, FloatVec second, uint16_t* high,
-                                     uint16_t* low) {
-    const PackedWordTag d16;
-    const BitsVec even = hn::BitCast(BitsTag(), first);
-    const BitsVec odd = hn::BitCast(BitsTag(), second);
-    store_halves(hn::BitCast(d16, join_halves(hn::ShiftLeft<16>(odd), even)),
-                 hn::BitCast(d16, join_halves(odd, hn::ShiftRight<16>(even))), high, low);
-  }
-
- private:
-  static HWY_INLINE BitsVec load_pairs(const uint16_t* numbers) {
-    return hn::BitCast(BitsTag(), hn::LoadU(PackedWordTag(), numbers));
+  static HWY_INLINE void store_f32(const FloatGroup& group, float* numbers) {
+    hn::StoreInterleaved2(group.at[0], group.at[1], FloatTag(), numbers);
+    hn::StoreInterleaved2(group.at[2], group.at[3], FloatTag(), numbers + 2 * kLanes);
   }
 };
 

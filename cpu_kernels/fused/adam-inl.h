@@ -1,22 +1,16 @@
-// Adam and AdamW with a split bf16 weight, a bf16 gradient and moments in blocks of 128, a tile at
-// a time, one version per target. The formulas are those of adam_moments-inl.h and of the formats;
-// what is here is their order. It takes half the time of the passes in cache, because four vectors
-// are widened and narrowed together, the encoder takes the root that the update needs anyway,
-// encoding runs while the divider is busy with the weights, and what only special numbers need is
-// left out: a tile in which one appears is left to the general passes. How moments are stored is
-// described by a class `Pair` of two formats:
+// Adam and AdamW with moments in blocks of 128, a tile at a time, one version per target. The
+// formulas are those of adam_moments-inl.h and of the formats; what is here is their order. It
+// takes half the time of the passes in cache, because four vectors are widened and narrowed
+// together, the encoder takes the root that the update needs anyway, encoding runs while the
+// divider is busy with the weights, and what only special numbers need is left out: a tile in which
+// one appears is left to the general passes. How weights are stored is described by a class
+// `Weights` (weights-inl.h), how moments are stored by a class `Pair` of two formats:
 //
 //   struct Nf4Root4 {
 //     using Order = q::PairOrder;                     // of elements in a group
+//     using Draws = TileDraws;                        // what codes of second moments need
 //     static constexpr size_t kCodeBits = 4;
 //     static constexpr bool kScalesAreRoots = false;  // of the second moment
-//     struct Draws {                                  // a tile's random numbers
-//       explicit Draws(const ParameterUpdate&);
-//       struct TwoGroups {                            // groups i and i + kGroup: made in 8 parts
-//         TwoGroups(Draws&, size_t first, size_t i);
-//         void run_part<k>();
-//       };
-//     };
 //     struct Units {                                  // what decoders need of a tile's scales
 //       explicit Units(PerBlock scales);
 //       bool is_usual() const;
@@ -32,13 +26,15 @@
 //     struct Encoder {                                // of block b
 //       Encoder(const Scales&, size_t b);
 //       struct Codes;                                 // of a group, found vector by vector
-//       Codes begin(const Moments<Nf4Root4>&, size_t i) const;
+//       Codes begin(const Draws&, size_t i) const;
 //       void find_codes<k>(FloatVec m, FloatVec root, Codes&) const;
 //       void store(const Codes&, uint8_t* m_codes, uint8_t* v_codes) const;
 //     };
 //   };
 #include <algorithm>
 
+#include "cpu_kernels/fused/tile_draws-inl.h"
+#include "cpu_kernels/fused/weights-inl.h"
 #include "cpu_kernels/rules/adam_moments-inl.h"
 #include "cpu_kernels/step.h"
 #include "hwy/highway.h"
@@ -61,13 +57,6 @@ HWY_BEFORE_NAMESPACE();
 namespace outboard::cpu::HWY_NAMESPACE {
 
 #if OUTBOARD_HAS_FUSED_KERNELS
-namespace q = quant::HWY_NAMESPACE;
-using q::BitsTag;
-using q::BitsVec;
-using q::FloatGroup;
-using q::kGroup;
-using q::kLanes;
-
 constexpr size_t kBlock = 128;
 constexpr size_t kBlocks = kTileElements / kBlock;
 static_assert(kBlocks == 2 && kBlock % (2 * kGroup) == 0);
@@ -84,15 +73,16 @@ HWY_INLINE PerBlock per_moment(float m, float v) {
   return hn::Load(PerBlockTag(), lanes);
 }
 
-/// The moments of a tile between decode and encode, in groups, and the blocks' scales.
-template <class Pair>
-struct alignas(64) Moments {
+/// A tile between decode and encode: its moments, in groups, the blocks' scales, random numbers.
+template <class Pair, class Weights>
+struct alignas(64) Tile {
   float m[kTileElements];
   float root[kTileElements];
-  typename Pair::Draws draws;
   typename Pair::Scales scales;
+  typename Pair::Draws code_draws;
+  typename Weights::Draws weight_draws;
 
-  explicit Moments(const ParameterUpdate& update) : draws(update) {}
+  explicit Tile(const ParameterUpdate& update) : code_draws(update, 2), weight_draws(update, 0) {}
 };
 
 /// A block's largest magnitudes, as bits. `v` is the largest root if the scales are roots.
@@ -101,23 +91,17 @@ struct Largest {
   BitsVec v;
 };
 
-/// The parameter's arrays from one tile on.
+/// The parameter's moments from one tile on.
 template <class Pair>
-struct Arrays {
+struct StoredMoments {
   static constexpr size_t kPerByte = 8 / Pair::kCodeBits;
-  const uint16_t* gradient;
-  uint16_t* weight;
-  uint16_t* low;
   uint8_t* m;
   uint8_t* v;
   float* m_scales;
   float* v_scales;
 
-  Arrays(const ParameterUpdate& update, size_t first)
-      : gradient(static_cast<const uint16_t*>(update.gradient) + first),
-        weight(static_cast<uint16_t*>(update.weight) + first),
-        low(static_cast<uint16_t*>(update.master) + first),
-        m(static_cast<uint8_t*>(update.states[0].codes) + first / kPerByte),
+  StoredMoments(const ParameterUpdate& update, size_t first)
+      : m(static_cast<uint8_t*>(update.states[0].codes) + first / kPerByte),
         v(static_cast<uint8_t*>(update.states[1].codes) + first / kPerByte),
         m_scales(update.states[0].scales + first / kBlock),
         v_scales(update.states[1].scales + first / kBlock) {}
@@ -141,18 +125,19 @@ HWY_INLINE void for_each_vector(const Body& body) {
   body(std::integral_constant<size_t, 3>());
 }
 
-/// Decodes the moments of the group at `i`, updates them and takes the root.
-template <class Pair, bool kHasL2, size_t kGroupOfPair>
-HWY_INLINE void update_moments(const rules::AdamScalars<float>& s, const Arrays<Pair>& arrays,
-                               size_t i, const typename Pair::Decoder& decoder,
-                               typename Pair::Draws::TwoGroups& draws, Moments<Pair>& moments,
-                               Largest& largest) {
-  using Order = typename Pair::Order;
-  const FloatGroup gradient = Order::load_bf16(arrays.gradient + i);
-  const FloatGroup old_m = decoder.m(arrays.m + i / Arrays<Pair>::kPerByte);
-  const FloatGroup old_v = decoder.v(arrays.v + i / Arrays<Pair>::kPerByte);
+/// Decodes the moments of the group at `i`, updates them and takes the root. kGroupOfPair: which of
+/// the two groups that draw together it is.
+template <bool kHasL2, size_t kGroupOfPair, class Pair, class Weights, class MoreDraws>
+HWY_INLINE void update_moments(const rules::AdamScalars<float>& s, const Weights& weights,
+                               const StoredMoments<Pair>& stored,
+                               const typename Pair::Decoder& decoder, size_t i,
+                               const MoreDraws& draw, Tile<Pair, Weights>& tile, Largest& largest) {
+  constexpr size_t kPerByte = StoredMoments<Pair>::kPerByte;
+  const FloatGroup gradient = weights.gradient(i);
+  const FloatGroup old_m = decoder.m(stored.m + i / kPerByte);
+  const FloatGroup old_v = decoder.v(stored.v + i / kPerByte);
   FloatGroup weight = gradient;
-  if constexpr (kHasL2) weight = Order::load_joined(arrays.weight + i, arrays.low + i);
+  if constexpr (kHasL2) weight = weights.load(i);
   for_each_vector([&](auto vector) {
     constexpr size_t k = decltype(vector)::value;
     const FloatVec g = adam_gradient<kHasL2>(s, gradient.at[k], weight.at[k]);
@@ -161,49 +146,33 @@ HWY_INLINE void update_moments(const rules::AdamScalars<float>& s, const Arrays<
     const FloatVec m = lerp_by_less_than_half(old_m.at[k], g, s.one_minus_beta1);
     largest.m = hn::Max(largest.m, hn::BitCast(BitsTag(), hn::Abs(m)));
     largest.v = hn::Max(largest.v, hn::BitCast(BitsTag(), Pair::kScalesAreRoots ? root : v));
-    hn::Store(m, FloatTag(), moments.m + i + k * kLanes);
-    hn::Store(root, FloatTag(), moments.root + i + k * kLanes);
-    draws.template run_part<4 * kGroupOfPair + k>();
+    hn::Store(m, FloatTag(), tile.m + i + k * kLanes);
+    hn::Store(root, FloatTag(), tile.root + i + k * kLanes);
+    draw(std::integral_constant<size_t, 4 * kGroupOfPair + k>());
   });
 }
 
-/// Updates and rounds the weights of the group at `i` and encodes its moments; a NaN among the
-/// weights makes `sum` NaN and is stored with the bits that it happens to have.
-template <class Pair>
-HWY_INLINE void store_group(const rules::AdamScalars<float>& s, const Arrays<Pair>& arrays,
-                            size_t i, const typename Pair::Encoder& encoder,
-                            const Moments<Pair>& moments, FloatVec& sum) {
-  using Order = typename Pair::Order;
-  constexpr size_t kPerByte = Arrays<Pair>::kPerByte;
-  FloatGroup weight = Order::load_joined(arrays.weight + i, arrays.low + i);
-  auto codes = encoder.begin(moments, i);
+/// Updates and rounds the weights of the group at `i` and encodes its moments.
+template <class Pair, class Weights>
+HWY_INLINE void store_group(const rules::AdamScalars<float>& s, const StoredMoments<Pair>& stored,
+                            const typename Pair::Encoder& encoder, size_t i,
+                            const Tile<Pair, Weights>& tile, Weights& weights) {
+  constexpr size_t kPerByte = StoredMoments<Pair>::kPerByte;
+  FloatGroup weight = weights.load(i);
+  auto codes = encoder.begin(tile.code_draws, i);
   for (size_t k = 0; k < 4; ++k) {
-    const FloatVec m = hn::Load(FloatTag(), moments.m + i + k * kLanes);
-    const FloatVec root = hn::Load(FloatTag(), moments.root + i + k * kLanes);
+    const FloatVec m = hn::Load(FloatTag(), tile.m + i + k * kLanes);
+    const FloatVec root = hn::Load(FloatTag(), tile.root + i + k * kLanes);
     weight.at[k] = adam_weight<true>(s, weight.at[k], m, root);
   }
-  for (size_t k = 0; k < 4; k += 2) {
-    sum = hn::MulAdd(weight.at[k], weight.at[k + 1], sum);
-    Order::store_split(weight.at[k], weight.at[k + 1], arrays.weight + i + k * kLanes,
-                       arrays.low + i + k * kLanes);
-  }
+  weights.store(weight, tile.weight_draws, i);
   for_each_vector([&](auto vector) {
     constexpr size_t k = decltype(vector)::value;
-    const FloatVec m = hn::Load(FloatTag(), moments.m + i + k * kLanes);
-    const FloatVec root = hn::Load(FloatTag(), moments.root + i + k * kLanes);
+    const FloatVec m = hn::Load(FloatTag(), tile.m + i + k * kLanes);
+    const FloatVec root = hn::Load(FloatTag(), tile.root + i + k * kLanes);
     encoder.template find_codes<k>(m, root, codes);
   });
-  encoder.store(codes, arrays.m + i / kPerByte, arrays.v + i / kPerByte);
-}
-
-/// Gives a tile's NaN weights the bits that quant::split_f32 gives them; halves are lossless.
-HWY_INLINE void canonicalise_weights(uint16_t* high, uint16_t* low) {
-  for (size_t i = 0; i < kTileElements; i += kLanes) {
-    const auto* lower = reinterpret_cast<const int16_t*>(low + i);
-    const BitsVec bits = q::splittable_bits(q::load_joined(high + i, lower));
-    q::store_halfwords(q::split_high(bits), high + i);
-    q::store_halfwords(bits, low + i);
-  }
+  encoder.store(codes, stored.m + i / kPerByte, stored.v + i / kPerByte);
 }
 
 /// The largest lanes of all blocks at once.
@@ -226,58 +195,83 @@ HWY_INLINE PerBlock largest_lanes(const Largest (&blocks)[kBlocks]) {
 }
 
 /// The first half of a tile's update, which stores nothing. False if there is something special.
-template <class Pair, bool kHasL2>
-HWY_INLINE bool update_moments(const rules::AdamScalars<float>& s, const Arrays<Pair>& arrays,
-                               size_t first, Moments<Pair>& moments) {
-  const typename Pair::Units units(arrays.scales());
+template <bool kHasL2, class Pair, class Weights>
+HWY_INLINE bool update_moments(const rules::AdamScalars<float>& s, const Weights& weights,
+                               const StoredMoments<Pair>& stored, size_t first,
+                               Tile<Pair, Weights>& tile) {
+  const typename Pair::Units units(stored.scales());
   Largest largest[kBlocks];
   for (size_t b = 0; b < kBlocks; ++b) {
     const typename Pair::Decoder decoder(units, b);
     Largest block = {hn::Zero(BitsTag()), hn::Zero(BitsTag())};
     for (size_t i = b * kBlock; i < (b + 1) * kBlock; i += 2 * kGroup) {
-      typename Pair::Draws::TwoGroups draws(moments.draws, first, i);
-      update_moments<Pair, kHasL2, 0>(s, arrays, i, decoder, draws, moments, block);
-      update_moments<Pair, kHasL2, 1>(s, arrays, i + kGroup, decoder, draws, moments, block);
+      typename Pair::Draws::TwoGroups code_draws(tile.code_draws, first, i);
+      typename Weights::Draws::TwoGroups weight_draws(tile.weight_draws, first, i);
+      const auto draw = [&](auto part) {
+        code_draws.template run_part<decltype(part)::value>();
+        weight_draws.template run_part<decltype(part)::value>();
+      };
+      update_moments<kHasL2, 0>(s, weights, stored, decoder, i, draw, tile, block);
+      update_moments<kHasL2, 1>(s, weights, stored, decoder, i + kGroup, draw, tile, block);
     }
     largest[b] = block;
   }
-  return moments.scales.set(largest_lanes(largest)) && units.is_usual();
+  return tile.scales.set(largest_lanes(largest)) && units.is_usual();
 }
 
 /// The second half: weights, codes and scales. Weights wait for the divider, codes do not, so they
 /// take turns; that is worth 3 %.
-template <class Pair>
-HWY_INLINE void store_update(const rules::AdamScalars<float>& s, const Arrays<Pair>& arrays,
-                             const Moments<Pair>& moments) {
-  FloatVec sum = hn::Zero(FloatTag());
+template <class Pair, class Weights>
+HWY_INLINE void store_update(const rules::AdamScalars<float>& s, Weights& weights,
+                             const StoredMoments<Pair>& stored, const Tile<Pair, Weights>& tile) {
   for (size_t b = 0; b < kBlocks; ++b) {
-    const typename Pair::Encoder encoder(moments.scales, b);
+    const typename Pair::Encoder encoder(tile.scales, b);
     for (size_t i = b * kBlock; i < (b + 1) * kBlock; i += kGroup) {
-      store_group(s, arrays, i, encoder, moments, sum);
+      store_group(s, stored, encoder, i, tile, weights);
     }
   }
-  arrays.set_scales(moments.scales.at);
-  if (!hn::AllTrue(FloatTag(), hn::Eq(sum, sum))) canonicalise_weights(arrays.weight, arrays.low);
+  stored.set_scales(tile.scales.at);
+  weights.finish();
 }
 
-template <class Pair, bool kHasL2>
+template <class Pair, class Weights, bool kHasL2>
 size_t update_tiles(const ParameterUpdate& update, size_t first, size_t last) {
   const auto s = update.scalars.as<rules::AdamScalars<float>>();
-  Moments<Pair> moments(update);
+  Tile<Pair, Weights> tile(update);
   for (size_t i = first; i < last; i += kTileElements) {
-    const Arrays<Pair> arrays(update, i);
-    if (!update_moments<Pair, kHasL2>(s, arrays, i, moments)) return i;
-    store_update(s, arrays, moments);
+    const StoredMoments<Pair> stored(update, i);
+    Weights weights(update, i);
+    if (!update_moments<kHasL2>(s, weights, stored, i, tile)) return i;
+    store_update(s, weights, stored, tile);
   }
   return last;
 }
 
-/// The fused kernel of Adam and AdamW for a pair of formats.
-template <class Pair>
+/// The fused kernel of Adam and AdamW for a pair of formats and a kind of weights.
+template <class Pair, class Weights>
 size_t run_adam(const ParameterUpdate& update, size_t first, size_t last) {
   const bool has_l2 = update.scalars.as<rules::AdamScalars<float>>().l2 != 0.0f;
-  return has_l2 ? update_tiles<Pair, true>(update, first, last)
-                : update_tiles<Pair, false>(update, first, last);
+  return has_l2 ? update_tiles<Pair, Weights, true>(update, first, last)
+                : update_tiles<Pair, Weights, false>(update, first, last);
+}
+
+/// The same for whichever weights the update has: fp32 with `PairForF32`, bf16 with `Pair`.
+template <class PairForF32, class Pair>
+size_t run_adam_of_any_weights(const ParameterUpdate& update, size_t first, size_t last) {
+  using Order = typename Pair::Order;
+  switch (update.master_format) {
+    case MasterFormat::kWeight:
+      return run_adam<PairForF32, F32Weights<typename PairForF32::Order>>(update, first, last);
+    case MasterFormat::kSplit:
+      return run_adam<Pair, SplitWeights<Order>>(update, first, last);
+    case MasterFormat::kSplit8:
+      return run_adam<Pair, Split8Weights<Order>>(update, first, last);
+    case MasterFormat::kStochastic:
+      return run_adam<Pair, StochasticWeights<Order>>(update, first, last);
+    case MasterFormat::kF32:
+      break;  // fused_kernel() does not come here
+  }
+  return first;
 }
 #endif  // OUTBOARD_HAS_FUSED_KERNELS
 

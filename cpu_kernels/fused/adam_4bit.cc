@@ -14,7 +14,6 @@
 #include "quant/dispatch.h"
 #include "quant/nf4-inl.h"
 #include "quant/paired_codes-inl.h"
-#include "quant/random-inl.h"
 #include "quant/root4-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -29,43 +28,9 @@ constexpr quant::Table16 kSquares = {
 
 struct Nf4Root4 {
   using Order = q::PairOrder;
+  using Draws = TileDraws;
   static constexpr size_t kCodeBits = 4;
   static constexpr bool kScalesAreRoots = false;
-
-  /// The random numbers of a tile, made while the divider is busy with the roots.
-  struct Draws {
-    alignas(64) uint64_t words[kTileElements / 4];
-    q::PhiloxSchedule schedule;
-    HWY_INLINE explicit Draws(const ParameterUpdate& update)
-        : schedule(RandomContext{.key = update.random_key, .step = update.step, .stream = 2}) {}
-    /// The numbers of the groups at i and i + kGroup of the tile at `first`, made in eight parts.
-    struct TwoGroups {
-      Draws& draws;
-      uint64_t* out;
-      q::PhiloxBlocks a;
-      q::PhiloxBlocks b;
-      HWY_INLINE TwoGroups(Draws& all, size_t first, size_t i)
-          : draws(all),
-            out(all.words + i / 4),
-            a((first + i) / 8, all.schedule),
-            b((first + i + kGroup) / 8, all.schedule) {}
-      template <size_t kPart>
-      HWY_INLINE void run_part() {
-        constexpr size_t kRounds = q::kPhiloxRounds - 1;
-        constexpr size_t kFrom = 1 + kPart * kRounds / 8;
-        constexpr size_t kTo = 1 + (kPart + 1) * kRounds / 8;
-        a.template run_rounds<kFrom, kTo>(draws.schedule);
-        b.template run_rounds<kFrom, kTo>(draws.schedule);
-        if constexpr (kPart == 7) {
-          a.store(out);
-          b.store(out + kGroup / 4);
-        }
-      }
-    };
-    HWY_INLINE q::BitsGroup at(size_t i) const {
-      return q::PairOrder::load_halfwords(reinterpret_cast<const uint16_t*>(words) + i);
-    }
-  };
 
   struct Units {
     alignas(16) float scales[4];
@@ -124,9 +89,9 @@ struct Nf4Root4 {
       q::BitsGroup v;
       q::BitsGroup draws;
     };
-    HWY_INLINE Codes begin(const Moments<Nf4Root4>& moments, size_t i) const {
+    HWY_INLINE Codes begin(const Draws& draws, size_t i) const {
       Codes codes;
-      codes.draws = moments.draws.at(i);
+      codes.draws = draws.at<Order>(i);
       return codes;
     }
     template <size_t k>
@@ -141,7 +106,7 @@ struct Nf4Root4 {
 };
 
 size_t run_adam_4bit(const ParameterUpdate& update, size_t first, size_t last) {
-  return run_adam<Nf4Root4>(update, first, last);
+  return run_adam_of_any_weights<Nf4Root4, Nf4Root4>(update, first, last);
 }
 #else
 size_t run_adam_4bit(const ParameterUpdate&, size_t first, size_t) { return first; }

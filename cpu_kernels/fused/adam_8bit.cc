@@ -31,68 +31,41 @@ constexpr float kLeastRoot = 0x1p-63f;
 HWY_INLINE PerBlock levels() { return per_moment(quant::Sym8::kLevels, quant::Root8::kLevels); }
 
 /// Codes of sym8 as c |c| 2^16 unit / 2^16: the product of 16-bit numbers is exact, and so is 2^16.
-/// `scaled_unit` is unit / 2^16. Bytes are widened as they are loaded, which leaves their halfwords
-/// in the order of PackOrder.
+/// `scaled_unit` is unit / 2^16.
+template <class Order>
 HWY_INLINE FloatGroup decode_sym8(const uint8_t* codes, float scaled_unit) {
-  const q::PackedWordTag d16;
-  const q::PackedSignedWordTag ds16;
   const FloatVec factor = broadcast(scaled_unit);
-  FloatGroup group;
-  const auto widen = [&](size_t k) {
-    const hn::Rebind<int8_t, q::PackedSignedWordTag> d8;
-    const auto* from = reinterpret_cast<const int8_t*>(codes) + 2 * k * kLanes;
-    const auto c = hn::PromoteTo(ds16, hn::LoadU(d8, from));
-    const auto square = hn::BitCast(d16, hn::Mul(c, hn::Abs(c)));
-    const auto none = hn::Zero(d16);
-    const auto value = [&](BitsVec level) {
-      return hn::Mul(hn::ConvertTo(FloatTag(), hn::BitCast(q::SignedTag(), level)), factor);
-    };
-    group.at[2 * k] = value(q::widen_first(none, square));
-    group.at[2 * k + 1] = value(q::widen_second(none, square));
+  const auto none = hn::Zero(PackedWordTag());
+  const auto value = [&](BitsVec level) {
+    return hn::Mul(hn::ConvertTo(FloatTag(), hn::BitCast(q::SignedTag(), level)), factor);
   };
-  widen(0);
-  widen(1);
-  return group;
+  const auto [a, b] = Order::signed_squares(codes);
+  return {{value(q::widen_first(none, a)), value(q::widen_second(none, a)),
+           value(q::widen_first(none, b)), value(q::widen_second(none, b))}};
 }
 
 /// Codes of root8. 2^23 + c^2 needs no conversion, and (2^23 + c^2) unit - 2^23 unit is rounded
 /// once. `scaled_unit` is -2^23 unit.
+template <class Order>
 HWY_INLINE FloatGroup decode_root8(const uint8_t* codes, float unit, float scaled_unit) {
-  const q::PackedWordTag d16;
   const FloatVec factor = broadcast(unit);
   const FloatVec offset = broadcast(scaled_unit);
-  FloatGroup group;
-  const auto widen = [&](size_t k) {
-    const hn::Rebind<uint8_t, q::PackedWordTag> d8;
-    const auto c = hn::PromoteTo(d16, hn::LoadU(d8, codes + 2 * k * kLanes));
-    const auto square = hn::Mul(c, c);
-    const auto exponent = hn::Set(d16, 0x4B00);
-    const auto value = [&](BitsVec level) {
-      const FloatVec root = hn::MulAdd(hn::BitCast(FloatTag(), level), factor, offset);
-      return hn::Mul(root, root);
-    };
-    group.at[2 * k] = value(q::widen_first(square, exponent));
-    group.at[2 * k + 1] = value(q::widen_second(square, exponent));
+  const auto exponent = hn::Set(PackedWordTag(), 0x4B00);
+  const auto value = [&](BitsVec level) {
+    const FloatVec root = hn::MulAdd(hn::BitCast(FloatTag(), level), factor, offset);
+    return hn::Mul(root, root);
   };
-  widen(0);
-  widen(1);
-  return group;
+  const auto [a, b] = Order::squares(codes);
+  return {{value(q::widen_first(a, exponent)), value(q::widen_second(a, exponent)),
+           value(q::widen_first(b, exponent)), value(q::widen_second(b, exponent))}};
 }
 
+template <class OrderOfGroup>
 struct Sym8Root8 {
-  using Order = q::PackOrder;
+  using Order = OrderOfGroup;
+  using Draws = NoDraws;
   static constexpr size_t kCodeBits = 8;
   static constexpr bool kScalesAreRoots = true;
-
-  /// Nothing is random.
-  struct Draws {
-    HWY_INLINE explicit Draws(const ParameterUpdate&) {}
-    struct TwoGroups {
-      HWY_INLINE TwoGroups(Draws&, size_t, size_t) {}
-      template <size_t kPart>
-      HWY_INLINE void run_part() {}
-    };
-  };
 
   /// The scales' quotients by the largest levels, for both formats and blocks at once.
   struct Units {
@@ -115,10 +88,10 @@ struct Sym8Root8 {
     size_t block;
     HWY_INLINE Decoder(const Units& of_tile, size_t b) : units(of_tile), block(b) {}
     HWY_INLINE FloatGroup m(const uint8_t* codes) const {
-      return decode_sym8(codes, units.scaled_unit[kOfM + block]);
+      return decode_sym8<Order>(codes, units.scaled_unit[kOfM + block]);
     }
     HWY_INLINE FloatGroup v(const uint8_t* codes) const {
-      return decode_root8(codes, units.unit[kOfV + block], units.scaled_unit[kOfV + block]);
+      return decode_root8<Order>(codes, units.unit[kOfV + block], units.scaled_unit[kOfV + block]);
     }
   };
 
@@ -145,7 +118,7 @@ struct Sym8Root8 {
       BitsVec m[4];
       BitsVec v[4];
     };
-    HWY_INLINE Codes begin(const Moments<Sym8Root8>&, size_t) const {
+    HWY_INLINE Codes begin(const Draws&, size_t) const {
       Codes codes;
       return codes;
     }
@@ -156,14 +129,15 @@ struct Sym8Root8 {
     }
     HWY_INLINE void store(const Codes& codes, uint8_t* m_codes, uint8_t* v_codes) const {
       const auto& [m, v] = codes;
-      q::store_bytes(q::narrow_to_bytes(m[0], m[1], m[2], m[3]), m_codes);
-      q::store_bytes(q::narrow_to_bytes(v[0], v[1], v[2], v[3]), v_codes);
+      Order::store_bytes(q::narrow_to_bytes(m[0], m[1], m[2], m[3]), m_codes);
+      Order::store_bytes(q::narrow_to_bytes(v[0], v[1], v[2], v[3]), v_codes);
     }
   };
 };
 
 size_t run_adam_8bit(const ParameterUpdate& update, size_t first, size_t last) {
-  return run_adam<Sym8Root8>(update, first, last);
+  return run_adam_of_any_weights<Sym8Root8<q::MemoryOrder>, Sym8Root8<q::PackOrder>>(update, first,
+                                                                                     last);
 }
 #else
 size_t run_adam_8bit(const ParameterUpdate&, size_t first, size_t) { return first; }

@@ -7,7 +7,8 @@
 
 namespace outboard::cpu {
 
-/// Adam and AdamW with a split bf16 weight and a bf16 gradient, state in sym8 and root8.
+/// Adam and AdamW with state in sym8 and root8, gradient and weight both fp32 or both bf16 without
+/// an fp32 master beside it.
 [[nodiscard]] FusedKernel fused_adam_8bit();
 
 /// The same with state in nf4 and root4.

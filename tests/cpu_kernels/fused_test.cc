@@ -5,10 +5,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "cpu_kernels/step_fixture.h"
 #include "cpu_kernels/targets.h"
@@ -24,35 +29,70 @@ using ::outboard::testing::Numbers;
 constexpr size_t kElements = 12 * kTileElements + 77;
 constexpr const char* kFusedRules[] = {"AdamW", "Adam"};
 constexpr const char* kFusedStates[] = {"8bit", "4bit"};
+constexpr const char* kFusedLayouts[] = {"f32", "bf16 split", "bf16 split8", "bf16 stochastic"};
 
-StepCase fused_case(const char* rule_name, const char* states, size_t elements = kElements) {
-  const RuleInfo& rule = rule_named(rule_name);
-  std::vector<double> hyper = default_hyper(rule);
-  for (size_t i = 0; i < hyper.size(); ++i) {
-    if (rule.hyper_parameters[i].key == "weight_decay") hyper[i] = 0.1;
+/// What a kernel is made for.
+struct Fused {
+  const char* states;
+  const char* layout;
+};
+
+std::vector<Fused> all_fused() {
+  std::vector<Fused> all;
+  for (const char* states : kFusedStates) {
+    for (const char* layout : kFusedLayouts) all.push_back({states, layout});
   }
-  return {.rule = &rule,
-          .hyper = hyper,
-          .layout = {"bf16 split", DType::kBF16, MasterFormat::kSplit},
-          .gradient_type = DType::kBF16,
-          .formats = state_formats_named(states),
-          .elements = elements,
-          .shift = 3};
+  return all;
 }
 
+void set_hyper(StepCase& c, std::string_view key, double value) {
+  for (size_t i = 0; i < c.hyper.size(); ++i) {
+    if (c.rule->hyper_parameters[i].key == key) c.hyper[i] = value;
+  }
+}
+
+StepCase fused_case(const char* rule_name, const Fused& fused, size_t elements = kElements) {
+  const RuleInfo& rule = rule_named(rule_name);
+  const auto* layout = std::find_if(std::begin(kLayouts), std::end(kLayouts), [&](const Layout& l) {
+    return std::string_view(l.name) == fused.layout;
+  });
+  StepCase c = {.rule = &rule,
+                .hyper = default_hyper(rule),
+                .layout = *layout,
+                .gradient_type = layout->weight,
+                .formats = state_formats_named(fused.states),
+                .elements = elements,
+                .shift = 3};
+  set_hyper(c, "weight_decay", 0.1);
+  return c;
+}
+
+bool is_f32(const ParameterUpdate& u) { return u.weight_type == DType::kF32; }
+
 void set_gradient(const StepArrays& arrays, size_t i, float value) {
-  const_cast<uint16_t*>(static_cast<const uint16_t*>(arrays.update().gradient))[i] =
-      quant::bf16_nearest(value);
+  const ParameterUpdate& u = arrays.update();
+  void* gradient = const_cast<void*>(u.gradient);
+  if (is_f32(u)) {
+    static_cast<float*>(gradient)[i] = value;
+  } else {
+    static_cast<uint16_t*>(gradient)[i] = quant::bf16_nearest(value);
+  }
 }
 
 void set_weight(const StepArrays& arrays, size_t i, float value) {
   testing::reference_store(arrays.update(), i, value);
 }
 
-/// A NaN with a payload, which a step must not keep.
+/// A NaN with a payload, which a step must not keep where weights are split.
 void set_weight_nan(const StepArrays& arrays, size_t i) {
-  static_cast<uint16_t*>(arrays.update().weight)[i] = 0x7FC1;
-  static_cast<int16_t*>(arrays.update().master)[i] = 0x1234;
+  const ParameterUpdate& u = arrays.update();
+  if (is_f32(u)) {
+    static_cast<uint32_t*>(u.weight)[i] = 0x7FC11234;
+    return;
+  }
+  static_cast<uint16_t*>(u.weight)[i] = 0x7FC1;
+  if (u.master_format == MasterFormat::kSplit) static_cast<int16_t*>(u.master)[i] = 0x1234;
+  if (u.master_format == MasterFormat::kSplit8) static_cast<int8_t*>(u.master)[i] = 0x12;
 }
 
 /// Gradients without special numbers.
@@ -95,14 +135,22 @@ void set_special(const StepArrays& arrays) {
   set_fresh(arrays, 11, 1e-33f);  // the first moment's scale is below the usual ones
 }
 
-/// Everything that a step changes, as numbers: the sign of a NaN weight is the CPU's choice.
+/// Everything that a step changes, as numbers: the sign of a NaN weight is the CPU's choice, and so
+/// is its payload where it is not split.
 std::vector<float> results(const StepArrays& arrays) {
   const ParameterUpdate& u = arrays.update();
   std::vector<float> all;
   for (size_t i = 0; i < u.elements; ++i) {
-    all.push_back(testing::reference_master(u, i));
+    const float weight = testing::reference_master(u, i);
+    all.push_back(std::isnan(weight) ? std::numeric_limits<float>::quiet_NaN() : weight);
+    if (is_f32(u)) continue;
     all.push_back(static_cast<float>(static_cast<const uint16_t*>(u.weight)[i] & 0x7FFF));
-    all.push_back(static_cast<const int16_t*>(u.master)[i]);
+    if (u.master_format == MasterFormat::kSplit) {
+      all.push_back(static_cast<const int16_t*>(u.master)[i]);
+    }
+    if (u.master_format == MasterFormat::kSplit8) {
+      all.push_back(static_cast<const int8_t*>(u.master)[i]);
+    }
   }
   for (size_t k = 0; k < 2; ++k) {
     const auto* codes = static_cast<const uint8_t*>(u.states[k].codes);
@@ -123,7 +171,7 @@ void expect_equals_reference(const StepCase& c, const Prepare& prepare) {
     prepare(arrays);
     for (int step = 0; step < 3; ++step) ResolvedUpdate(arrays.update()).run(0, c.elements);
     EXPECT_TRUE(testing::same_bits(results(expected), results(arrays)))
-        << c.rule->name << " " << c.elements;
+        << c.rule->name << " " << c.layout.name << " " << c.elements;
     EXPECT_TRUE(arrays.is_intact());
   });
 }
@@ -156,7 +204,18 @@ void set_small(const StepArrays& arrays) {
   }
 }
 
-class FusedTest : public ::testing::TestWithParam<const char*> {};
+/// The largest weights, alone and beside an infinity and a NaN.
+void set_huge(const StepArrays& arrays) {
+  set_usual(arrays);
+  for (size_t i = 0; i < 3 * kTileElements; ++i) {
+    const float huge = std::bit_cast<float>(0x7F7EFFF0u + 83 * static_cast<uint32_t>(i));
+    set_weight(arrays, i, i % 2 == 0 ? huge : -huge);
+  }
+  set_weight(arrays, kTileElements + 70, -std::numeric_limits<float>::infinity());
+  set_weight_nan(arrays, 2 * kTileElements + 71);
+}
+
+class FusedTest : public ::testing::TestWithParam<Fused> {};
 
 TEST_P(FusedTest, EqualsTheReferenceForUsualNumbers) {
   for (const char* rule : kFusedRules) {
@@ -178,11 +237,16 @@ TEST_P(FusedTest, EqualsTheReferenceForSmallSecondMoments) {
   expect_equals_reference(fused_case("AdamW", GetParam()), set_small);
 }
 
+TEST_P(FusedTest, EqualsTheReferenceForTheLargestWeights) {
+  StepCase c = fused_case("AdamW", GetParam());
+  expect_equals_reference(c, set_huge);
+  set_hyper(c, "weight_decay", -1);  // so that they grow by a thousandth of themselves
+  expect_equals_reference(c, set_huge);
+}
+
 TEST_P(FusedTest, EqualsTheReferenceWithoutEpsilon) {
   StepCase c = fused_case("AdamW", GetParam());
-  for (size_t i = 0; i < c.hyper.size(); ++i) {
-    if (c.rule->hyper_parameters[i].key == "eps") c.hyper[i] = 0;
-  }
+  set_hyper(c, "eps", 0);
   expect_equals_reference(c, set_special);  // 0 / 0 in the fresh tile
 }
 
@@ -227,7 +291,8 @@ TEST_P(FusedTest, IsNotUsedForWhatItCannotDo) {
   };
   EXPECT_TRUE(has_kernel([](ParameterUpdate&) {}));
   EXPECT_FALSE(has_kernel([](ParameterUpdate& u) { u.rule = RuleId::kLion; }));
-  EXPECT_FALSE(has_kernel([](ParameterUpdate& u) { u.gradient_type = DType::kF32; }));
+  EXPECT_FALSE(has_kernel(
+      [](ParameterUpdate& u) { u.gradient_type = is_f32(u) ? DType::kBF16 : DType::kF32; }));
   EXPECT_FALSE(has_kernel([](ParameterUpdate& u) { u.master_format = MasterFormat::kF32; }));
   EXPECT_FALSE(has_kernel([](ParameterUpdate& u) { u.formats[1].block_elements = 64; }));
   EXPECT_FALSE(has_kernel(
@@ -239,8 +304,14 @@ TEST_P(FusedTest, IsNotUsedForWhatItCannotDo) {
   }));
 }
 
-INSTANTIATE_TEST_SUITE_P(States, FusedTest, ::testing::ValuesIn(kFusedStates),
-                         [](const auto& info) { return std::string(info.param); });
+INSTANTIATE_TEST_SUITE_P(Kernels, FusedTest, ::testing::ValuesIn(all_fused()),
+                         [](const auto& info) {
+                           std::string name = info.param.states;
+                           for (const char c : "_" + std::string(info.param.layout)) {
+                             name += c == ' ' ? '_' : c;
+                           }
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace outboard::cpu
