@@ -30,6 +30,7 @@ FusedKernel fused_kernel(const ParameterUpdate& update) {
   if (!is_adam(update) || !has_usual_weights(update)) return nullptr;
   if (has_formats(update, Format::kSym8, Format::kRoot8)) return fused_adam_8bit();
   if (has_formats(update, Format::kNF4, Format::kRoot4)) return fused_adam_4bit();
+  if (has_formats(update, Format::kSym8, Format::kRoot4)) return fused_adam_8bit_4bit();
   return nullptr;
 }
 

@@ -63,8 +63,8 @@ struct WordsPair {
   PackedWords second;
 };
 
-/// The low bytes of four vectors of 32-bit numbers.
-HWY_INLINE PackedBytes narrow_to_bytes(BitsVec a, BitsVec b, BitsVec c, BitsVec d) {
+/// The low bytes of a group: 4 of each vector in each 128-bit lane.
+HWY_INLINE PackedBytes narrow_to_bytes(const BitsGroup& group) {
   const PackedByteTag d8;
   const auto part = [&](BitsVec v, size_t position) {
     alignas(16) uint8_t from[16];
@@ -73,6 +73,7 @@ HWY_INLINE PackedBytes narrow_to_bytes(BitsVec a, BitsVec b, BitsVec c, BitsVec 
     }
     return hn::TableLookupBytesOr0(hn::BitCast(d8, v), hn::LoadDup128(d8, from));
   };
+  const auto& [a, b, c, d] = group.at;
   return hn::Or(hn::Or3(part(a, 0), part(b, 1), part(c, 2)), part(d, 3));
 }
 
@@ -85,13 +86,29 @@ HWY_INLINE BitsVec widen_second(PackedWords low, PackedWords high) {
   return hn::BitCast(BitsTag(), hn::InterleaveUpper(PackedWordTag(), low, high));
 }
 
-/// Products of 16-bit numbers below 2^8 with themselves or their magnitudes.
-HWY_INLINE PackedWords square(PackedWords c) { return hn::Mul(c, c); }
-HWY_INLINE PackedWords signed_square(hn::Vec<PackedSignedWordTag> c) {
-  return hn::BitCast(PackedWordTag(), hn::Mul(c, hn::Abs(c)));
-}
+/// Codes of one byte in memory order as 16-bit numbers: c^2 and c |c| of a group's.
+struct SquaresOfBytes {
+  static HWY_INLINE WordsPair squares(const uint8_t* codes) {
+    const PackedWordTag d16;
+    const hn::Rebind<uint8_t, PackedWordTag> d8;
+    const auto square = [&](const uint8_t* from) {
+      const auto c = hn::PromoteTo(d16, hn::LoadU(d8, from));
+      return hn::Mul(c, c);
+    };
+    return {square(codes), square(codes + 2 * kLanes)};
+  }
+  static HWY_INLINE WordsPair signed_squares(const uint8_t* codes) {
+    const PackedSignedWordTag d16;
+    const hn::Rebind<int8_t, PackedSignedWordTag> d8;
+    const auto square = [&](const uint8_t* from) {
+      const auto c = hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const int8_t*>(from)));
+      return hn::BitCast(PackedWordTag(), hn::Mul(c, hn::Abs(c)));
+    };
+    return {square(codes), square(codes + 2 * kLanes)};
+  }
+};
 
-struct PackOrder {
+struct PackOrder : SquaresOfBytes {
   /// Two vectors from their halves.
   static HWY_INLINE BitsPair join(PackedWords low, PackedWords high) {
     return {widen_first(low, high), widen_second(low, high)};
@@ -120,23 +137,8 @@ struct PackOrder {
     return cut(first, second).high;
   }
 
-  /// c^2 and c |c| of a group's codes of one byte, for widen_first() and widen_second().
-  static HWY_INLINE WordsPair squares(const uint8_t* codes) {
-    const PackedWordTag d16;
-    const hn::Rebind<uint8_t, PackedWordTag> d8;
-    return {square(hn::PromoteTo(d16, hn::LoadU(d8, codes))),
-            square(hn::PromoteTo(d16, hn::LoadU(d8, codes + 2 * kLanes)))};
-  }
-  static HWY_INLINE WordsPair signed_squares(const uint8_t* codes) {
-    const PackedSignedWordTag d16;
-    const hn::Rebind<int8_t, PackedSignedWordTag> d8;
-    const auto* from = reinterpret_cast<const int8_t*>(codes);
-    return {signed_square(hn::PromoteTo(d16, hn::LoadU(d8, from))),
-            signed_square(hn::PromoteTo(d16, hn::LoadU(d8, from + 2 * kLanes)))};
-  }
-
-  /// Stores what narrow_to_bytes() returned: part i of 8 bytes in memory is part from[i].
-  static HWY_INLINE void store_bytes(PackedBytes codes, uint8_t* to) {
+  /// The lowest bytes of all elements: part i of 8 bytes in memory is part from[i].
+  static HWY_INLINE void store_bytes(const BitsGroup& codes, uint8_t* to) {
     constexpr size_t kParts = kGroup / 8;
     struct Order {
       alignas(64) uint64_t from[kParts];
@@ -145,13 +147,14 @@ struct PackOrder {
       }
     };
     static constexpr Order kOrder;
+    PackedBytes bytes = narrow_to_bytes(codes);
     if constexpr (kParts > 2) {
       const PackedPairTag d;
-      codes = hn::BitCast(
+      bytes = hn::BitCast(
           PackedByteTag(),
-          hn::TableLookupLanes(hn::BitCast(d, codes), hn::SetTableIndices(d, kOrder.from)));
+          hn::TableLookupLanes(hn::BitCast(d, bytes), hn::SetTableIndices(d, kOrder.from)));
     }
-    hn::StoreU(codes, PackedByteTag(), to);
+    hn::StoreU(bytes, PackedByteTag(), to);
   }
 };
 
@@ -180,9 +183,15 @@ struct MemoryOrder {
     return {square(a), square(b)};
   }
 
-  static HWY_INLINE void store_bytes(PackedBytes codes, uint8_t* to) {
-    hn::StoreU(move_parts(codes, kFromVectors.from), PackedByteTag(), to);
+  static HWY_INLINE void store_bytes(const BitsGroup& codes, uint8_t* to) {
+    hn::StoreU(move_parts(narrow_to_bytes(codes), kFromVectors.from), PackedByteTag(), to);
   }
+
+  /// Two vectors from what squares() returned, and the same with zeros below.
+  static HWY_INLINE BitsPair join(PackedWords low, PackedWords high) {
+    return PackOrder::join(low, high);
+  }
+  static HWY_INLINE BitsPair widen_high(PackedWords high) { return PackOrder::widen_high(high); }
 
  private:
   /// Parts of 4 bytes. Part p of memory belongs to vector p / kBlocks; narrow_to_bytes() leaves it

@@ -25,8 +25,14 @@ HWY_INLINE BitsVec join_halves(BitsVec high, BitsVec low) {
   return hn::BitCast(BitsTag(), hn::OddEven(hn::BitCast(d16, high), hn::BitCast(d16, low)));
 }
 
+/// The lowest kBits of `low`, above them `high`.
+template <int kBits>
+HWY_INLINE BitsVec join_bits(BitsVec high, BitsVec low) {
+  return hn::OrAnd(hn::ShiftLeft<kBits>(high), low, hn::Set(BitsTag(), (1u << kBits) - 1));
+}
+
 /// The functions of PackOrder, and fp32 numbers in memory.
-struct PairOrder {
+struct PairOrder : SquaresOfBytes {
   static HWY_INLINE BitsPair join(PackedWords low, PackedWords high) {
     const BitsVec lower = hn::BitCast(BitsTag(), low);
     const BitsVec upper = hn::BitCast(BitsTag(), high);
@@ -48,6 +54,13 @@ struct PairOrder {
   }
   static HWY_INLINE PackedWords cut_high(BitsVec even, BitsVec odd) {
     return hn::BitCast(PackedWordTag(), join_halves(odd, hn::ShiftRight<16>(even)));
+  }
+
+  /// The lowest bytes of all elements.
+  static HWY_INLINE void store_bytes(const BitsGroup& codes, uint8_t* to) {
+    auto* words = reinterpret_cast<uint16_t*>(to);
+    store_halfwords(join_bits<8>(codes.at[1], codes.at[0]), words);
+    store_halfwords(join_bits<8>(codes.at[3], codes.at[2]), words + kLanes);
   }
 
   static HWY_INLINE FloatGroup load_f32(const float* numbers) {
@@ -76,12 +89,6 @@ HWY_INLINE FloatGroup look_up_nibbles(const uint8_t* codes, const Levels& levels
   return group;
 }
 
-/// The lowest kBits of `low`, above them `high`.
-template <int kBits>
-HWY_INLINE BitsVec join_bits(BitsVec high, BitsVec low) {
-  return hn::OrAnd(hn::ShiftLeft<kBits>(high), low, hn::Set(BitsTag(), (1u << kBits) - 1));
-}
-
 /// The order of 32-bit parts in which byte j of lane i, after moves within 128-bit blocks, comes to
 /// place j * lanes + i.
 struct ByteTransposition {
@@ -103,17 +110,25 @@ HWY_INLINE PackedBytes transpose_bytes(BitsVec lanes) {
   return hn::BitCast(d8, hn::TableLookupLanes(hn::BitCast(BitsTag(), within), indices));
 }
 
-/// Stores two groups of 4-bit codes, which are the lowest bits of their lanes, as bytes whose lower
-/// half belongs to the even element.
+/// Bytes of two 4-bit codes, the lowest bits of their lanes; the even element's is the lower half.
+/// Those of the group's second half are above those of the first.
+HWY_INLINE BitsVec join_nibbles(const BitsGroup& group) {
+  return join_bits<8>(join_bits<4>(group.at[3], group.at[2]),
+                      join_bits<4>(group.at[1], group.at[0]));
+}
+
+/// Stores a group of 4-bit codes.
+HWY_INLINE void store_nibbles(const BitsGroup& group, uint8_t* to) {
+  const hn::Rebind<uint8_t, FloatTag> d8;
+  const BitsVec bytes = join_nibbles(group);
+  hn::StoreU(hn::TruncateTo(d8, bytes), d8, to);
+  hn::StoreU(hn::TruncateTo(d8, hn::ShiftRight<8>(bytes)), d8, to + kLanes);
+}
+
+/// The same for two groups at once.
 HWY_INLINE void store_nibbles(const BitsGroup& a, const BitsGroup& b, uint8_t* to_a,
                               uint8_t* to_b) {
-  const auto join_pair = [](const BitsGroup& group, size_t k) {
-    return join_bits<4>(group.at[2 * k + 1], group.at[2 * k]);
-  };
-  const auto join_group = [&](const BitsGroup& group) {
-    return join_bits<8>(join_pair(group, 1), join_pair(group, 0));
-  };
-  const BitsVec both = join_halves(hn::ShiftLeft<16>(join_group(b)), join_group(a));
+  const BitsVec both = join_halves(hn::ShiftLeft<16>(join_nibbles(b)), join_nibbles(a));
   const PackedBytes bytes = transpose_bytes(both);
   const hn::Half<PackedByteTag> d;
   hn::StoreU(hn::LowerHalf(d, bytes), d, to_a);

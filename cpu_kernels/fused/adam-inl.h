@@ -4,36 +4,10 @@
 // together, the encoder takes the root that the update needs anyway, encoding runs while the
 // divider is busy with the weights, and what only special numbers need is left out: a tile in which
 // one appears is left to the general passes. How weights are stored is described by a class
-// `Weights` (weights-inl.h), how moments are stored by a class `Pair` of two formats:
-//
-//   struct Nf4Root4 {
-//     using Order = q::PairOrder;                     // of elements in a group
-//     using Draws = TileDraws;                        // what codes of second moments need
-//     static constexpr size_t kCodeBits = 4;
-//     static constexpr bool kScalesAreRoots = false;  // of the second moment
-//     struct Units {                                  // what decoders need of a tile's scales
-//       explicit Units(PerBlock scales);
-//       bool is_usual() const;
-//     };
-//     struct Decoder {                                // of block b
-//       Decoder(const Units&, size_t b);
-//       FloatGroup m(const uint8_t* codes) const;     // and v
-//     };
-//     struct Scales {                                 // of a tile, and what encoders need of them
-//       float at[4];                                  // in the order of PerBlock
-//       bool set(PerBlock largest);                   // false: something is special
-//     };
-//     struct Encoder {                                // of block b
-//       Encoder(const Scales&, size_t b);
-//       struct Codes;                                 // of a group, found vector by vector
-//       Codes begin(const Draws&, size_t i) const;
-//       void find_codes<k>(FloatVec m, FloatVec root, Codes&) const;
-//       void store(const Codes&, uint8_t* m_codes, uint8_t* v_codes) const;
-//     };
-//   };
+// `Weights` (weights-inl.h), how moments are stored by a `Pair` of two formats (pair-inl.h).
 #include <algorithm>
 
-#include "cpu_kernels/fused/tile_draws-inl.h"
+#include "cpu_kernels/fused/pair-inl.h"
 #include "cpu_kernels/fused/weights-inl.h"
 #include "cpu_kernels/rules/adam_moments-inl.h"
 #include "cpu_kernels/step.h"
@@ -57,29 +31,14 @@ HWY_BEFORE_NAMESPACE();
 namespace outboard::cpu::HWY_NAMESPACE {
 
 #if OUTBOARD_HAS_FUSED_KERNELS
-constexpr size_t kBlock = 128;
-constexpr size_t kBlocks = kTileElements / kBlock;
-static_assert(kBlocks == 2 && kBlock % (2 * kGroup) == 0);
-
-/// One number for each moment of each block: of m in blocks 0 and 1, then of v.
-using PerBlockTag = hn::Full128<float>;
-using PerBlock = hn::Vec<PerBlockTag>;
-constexpr size_t kOfM = 0;
-constexpr size_t kOfV = kBlocks;
-
-/// The same two numbers for both blocks.
-HWY_INLINE PerBlock per_moment(float m, float v) {
-  alignas(16) const float lanes[4] = {m, m, v, v};
-  return hn::Load(PerBlockTag(), lanes);
-}
-
 /// A tile between decode and encode: its moments, in groups, the blocks' scales, random numbers.
 template <class Pair, class Weights>
 struct alignas(64) Tile {
+  using CodeDraws = typename Pair::V::Draws;
   float m[kTileElements];
   float root[kTileElements];
   typename Pair::Scales scales;
-  typename Pair::Draws code_draws;
+  CodeDraws code_draws;
   typename Weights::Draws weight_draws;
 
   explicit Tile(const ParameterUpdate& update) : code_draws(update, 2), weight_draws(update, 0) {}
@@ -94,17 +53,20 @@ struct Largest {
 /// The parameter's moments from one tile on.
 template <class Pair>
 struct StoredMoments {
-  static constexpr size_t kPerByte = 8 / Pair::kCodeBits;
   uint8_t* m;
   uint8_t* v;
   float* m_scales;
   float* v_scales;
 
   StoredMoments(const ParameterUpdate& update, size_t first)
-      : m(static_cast<uint8_t*>(update.states[0].codes) + first / kPerByte),
-        v(static_cast<uint8_t*>(update.states[1].codes) + first / kPerByte),
+      : m(static_cast<uint8_t*>(update.states[0].codes) + first * Pair::M::kCodeBits / 8),
+        v(static_cast<uint8_t*>(update.states[1].codes) + first * Pair::V::kCodeBits / 8),
         m_scales(update.states[0].scales + first / kBlock),
         v_scales(update.states[1].scales + first / kBlock) {}
+
+  /// Codes from those of element i on, which is even.
+  HWY_INLINE uint8_t* m_at(size_t i) const { return m + i * Pair::M::kCodeBits / 8; }
+  HWY_INLINE uint8_t* v_at(size_t i) const { return v + i * Pair::V::kCodeBits / 8; }
 
   HWY_INLINE PerBlock scales() const {
     const hn::Half<PerBlockTag> half;
@@ -132,10 +94,9 @@ HWY_INLINE void update_moments(const rules::AdamScalars<float>& s, const Weights
                                const StoredMoments<Pair>& stored,
                                const typename Pair::Decoder& decoder, size_t i,
                                const MoreDraws& draw, Tile<Pair, Weights>& tile, Largest& largest) {
-  constexpr size_t kPerByte = StoredMoments<Pair>::kPerByte;
   const FloatGroup gradient = weights.gradient(i);
-  const FloatGroup old_m = decoder.m(stored.m + i / kPerByte);
-  const FloatGroup old_v = decoder.v(stored.v + i / kPerByte);
+  const FloatGroup old_m = decoder.m(stored.m_at(i));
+  const FloatGroup old_v = decoder.v(stored.v_at(i));
   FloatGroup weight = gradient;
   if constexpr (kHasL2) weight = weights.load(i);
   for_each_vector([&](auto vector) {
@@ -145,7 +106,7 @@ HWY_INLINE void update_moments(const rules::AdamScalars<float>& s, const Weights
     const FloatVec root = hn::Sqrt(v);
     const FloatVec m = lerp_by_less_than_half(old_m.at[k], g, s.one_minus_beta1);
     largest.m = hn::Max(largest.m, hn::BitCast(BitsTag(), hn::Abs(m)));
-    largest.v = hn::Max(largest.v, hn::BitCast(BitsTag(), Pair::kScalesAreRoots ? root : v));
+    largest.v = hn::Max(largest.v, hn::BitCast(BitsTag(), Pair::V::kScaleIsRoot ? root : v));
     hn::Store(m, FloatTag(), tile.m + i + k * kLanes);
     hn::Store(root, FloatTag(), tile.root + i + k * kLanes);
     draw(std::integral_constant<size_t, 4 * kGroupOfPair + k>());
@@ -157,22 +118,20 @@ template <class Pair, class Weights>
 HWY_INLINE void store_group(const rules::AdamScalars<float>& s, const StoredMoments<Pair>& stored,
                             const typename Pair::Encoder& encoder, size_t i,
                             const Tile<Pair, Weights>& tile, Weights& weights) {
-  constexpr size_t kPerByte = StoredMoments<Pair>::kPerByte;
   FloatGroup weight = weights.load(i);
-  auto codes = encoder.begin(tile.code_draws, i);
+  const auto draws = tile.code_draws.template at<typename Pair::Order>(i);
   for (size_t k = 0; k < 4; ++k) {
     const FloatVec m = hn::Load(FloatTag(), tile.m + i + k * kLanes);
     const FloatVec root = hn::Load(FloatTag(), tile.root + i + k * kLanes);
     weight.at[k] = adam_weight<true>(s, weight.at[k], m, root);
   }
   weights.store(weight, tile.weight_draws, i);
-  for_each_vector([&](auto vector) {
-    constexpr size_t k = decltype(vector)::value;
-    const FloatVec m = hn::Load(FloatTag(), tile.m + i + k * kLanes);
-    const FloatVec root = hn::Load(FloatTag(), tile.root + i + k * kLanes);
-    encoder.template find_codes<k>(m, root, codes);
-  });
-  encoder.store(codes, stored.m + i / kPerByte, stored.v + i / kPerByte);
+  typename Pair::Codes codes;
+  for (size_t k = 0; k < 4; ++k) {
+    codes.m.at[k] = encoder.find_m(hn::Load(FloatTag(), tile.m + i + k * kLanes));
+    codes.v.at[k] = encoder.find_v(hn::Load(FloatTag(), tile.root + i + k * kLanes), draws, k);
+  }
+  codes.store(stored.m_at(i), stored.v_at(i));
 }
 
 /// The largest lanes of all blocks at once.
@@ -205,7 +164,7 @@ HWY_INLINE bool update_moments(const rules::AdamScalars<float>& s, const Weights
     const typename Pair::Decoder decoder(units, b);
     Largest block = {hn::Zero(BitsTag()), hn::Zero(BitsTag())};
     for (size_t i = b * kBlock; i < (b + 1) * kBlock; i += 2 * kGroup) {
-      typename Pair::Draws::TwoGroups code_draws(tile.code_draws, first, i);
+      typename Tile<Pair, Weights>::CodeDraws::TwoGroups code_draws(tile.code_draws, first, i);
       typename Weights::Draws::TwoGroups weight_draws(tile.weight_draws, first, i);
       const auto draw = [&](auto part) {
         code_draws.template run_part<decltype(part)::value>();
@@ -216,7 +175,7 @@ HWY_INLINE bool update_moments(const rules::AdamScalars<float>& s, const Weights
     }
     largest[b] = block;
   }
-  return tile.scales.set(largest_lanes(largest)) && units.is_usual();
+  return tile.scales.set(largest_lanes(largest)) && units.is_usual;
 }
 
 /// The second half: weights, codes and scales. Weights wait for the divider, codes do not, so they

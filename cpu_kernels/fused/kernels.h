@@ -14,6 +14,9 @@ namespace outboard::cpu {
 /// The same with state in nf4 and root4.
 [[nodiscard]] FusedKernel fused_adam_4bit();
 
+/// The same with state in sym8 and root4.
+[[nodiscard]] FusedKernel fused_adam_8bit_4bit();
+
 }  // namespace outboard::cpu
 
 #endif  // OUTBOARD_CPU_KERNELS_FUSED_KERNELS_H_

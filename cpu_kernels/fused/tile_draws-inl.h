@@ -24,6 +24,8 @@ using q::kLanes;
 /// The numbers of one stream, for what is rounded stochastically.
 class TileDraws {
  public:
+  using Group = q::BitsGroup;
+
   HWY_INLINE TileDraws(const ParameterUpdate& update, uint32_t stream)
       : schedule_(RandomContext{.key = update.random_key, .step = update.step, .stream = stream}) {}
 
@@ -57,7 +59,7 @@ class TileDraws {
 
   /// Those of the group at i, in its order.
   template <class Order>
-  [[nodiscard]] HWY_INLINE q::BitsGroup at(size_t i) const {
+  [[nodiscard]] HWY_INLINE Group at(size_t i) const {
     const q::PackedWordTag d;
     const auto* numbers = reinterpret_cast<const uint16_t*>(words_) + i;
     const auto [a, b] = Order::widen_low(hn::LoadU(d, numbers));
@@ -72,12 +74,17 @@ class TileDraws {
 
 /// In its place where nothing is random.
 struct NoDraws {
+  struct Group {};
   HWY_INLINE NoDraws(const ParameterUpdate&, uint32_t) {}
   struct TwoGroups {
     HWY_INLINE TwoGroups(NoDraws&, size_t, size_t) {}
     template <size_t kPart>
     HWY_INLINE void run_part() {}
   };
+  template <class Order>
+  [[nodiscard]] HWY_INLINE Group at(size_t) const {
+    return {};
+  }
 };
 
 }  // namespace outboard::cpu::HWY_NAMESPACE

@@ -28,7 +28,7 @@ using ::outboard::testing::Numbers;
 
 constexpr size_t kElements = 12 * kTileElements + 77;
 constexpr const char* kFusedRules[] = {"AdamW", "Adam"};
-constexpr const char* kFusedStates[] = {"8bit", "4bit"};
+constexpr const char* kFusedStates[] = {"8bit", "4bit", "8bit/4bit"};
 constexpr const char* kFusedLayouts[] = {"f32", "bf16 split", "bf16 split8", "bf16 stochastic"};
 
 /// What a kernel is made for.
@@ -181,8 +181,8 @@ void expect_equals_reference(const StepCase& c, const Prepare& prepare) {
 void set_levels(const StepArrays& arrays) {
   set_usual(arrays);
   const ParameterUpdate& u = arrays.update();
-  const size_t codes = u.formats[0].code_bytes(kTileElements);
   for (size_t k = 0; k < 2; ++k) {
+    const size_t codes = u.formats[k].code_bytes(kTileElements);
     for (size_t i = 0; i < codes; ++i) {
       codes_at(u, k, 0)[i] = static_cast<uint8_t>(i % 128 + (k == 1 && i % 128 == 0 ? 1 : 0));
     }
@@ -306,10 +306,9 @@ TEST_P(FusedTest, IsNotUsedForWhatItCannotDo) {
 
 INSTANTIATE_TEST_SUITE_P(Kernels, FusedTest, ::testing::ValuesIn(all_fused()),
                          [](const auto& info) {
-                           std::string name = info.param.states;
-                           for (const char c : "_" + std::string(info.param.layout)) {
-                             name += c == ' ' ? '_' : c;
-                           }
+                           std::string name =
+                               info.param.states + std::string("_") + info.param.layout;
+                           for (char& c : name) c = c == ' ' || c == '/' ? '_' : c;
                            return name;
                          });
 
