@@ -1,8 +1,10 @@
 // System calls behind AtomicFile: exclusive temporary, full writes, fsync, rename, fsync of the
-// directory.
+// directory. Temporaries are `.<name>.<number>.partial`, locked while their writer lives;
+// outboard.save does the same, so that each removes what the other left.
 #include "offload/checkpoint/atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,6 +12,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <random>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -19,6 +22,7 @@ namespace outboard {
 namespace {
 
 constexpr const char* kWho = "AtomicFile";
+constexpr std::string_view kSuffix = ".partial";
 constexpr int kNameAttempts = 100;
 // Linux writes at most 0x7ffff000 bytes per call; 1 GiB keeps offsets aligned.
 constexpr size_t kWriteBytes = size_t{1} << 30;
@@ -51,6 +55,29 @@ std::string behind_link(const std::string& path) {
   return ignored ? path : target.string();
 }
 
+std::string temporary_prefix(const std::filesystem::path& path) {
+  return "." + path.filename().string() + ".";
+}
+
+// Whoever may not lock a temporary has a writer before him, or a file system without locks.
+void remove_if_abandoned(const std::filesystem::path& temporary) {
+  const int descriptor = ::open(temporary.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (descriptor < 0) return;
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) ::unlink(temporary.c_str());
+  ::close(descriptor);
+}
+
+void remove_leftovers(const std::filesystem::path& path) {
+  const std::string prefix = temporary_prefix(path);
+  const std::filesystem::path parent = path.parent_path();
+  std::error_code error;
+  std::filesystem::directory_iterator entry(parent.empty() ? "." : parent, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name.starts_with(prefix) && name.ends_with(kSuffix)) remove_if_abandoned(entry->path());
+  }
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(const std::string& path) : path_(behind_link(path)) {
@@ -58,17 +85,8 @@ AtomicFile::AtomicFile(const std::string& path) : path_(behind_link(path)) {
   if (std::filesystem::is_directory(path_, ignored)) {
     fail(ErrorKind::kFile, kWho, path_, " is a folder; give the path of a file");
   }
-  std::random_device number;
-  for (int attempt = 0; attempt < kNameAttempts && descriptor_ < 0; ++attempt) {
-    temporary_ = path_ + "." + std::to_string(number()) + ".partial";
-    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (descriptor_ < 0 && errno != EEXIST && errno != EINTR) break;
-  }
-  if (descriptor_ < 0) {
-    const int error = errno;
-    fail(ErrorKind::kFile, kWho, "cannot create ", temporary_, ": ", reason(error), "; ",
-         advice(error));
-  }
+  remove_leftovers(path_);
+  create_temporary();
   struct stat old = {};
   if (::stat(path_.c_str(), &old) == 0) {
     // A private checkpoint must not become readable by being saved again.
@@ -78,6 +96,25 @@ AtomicFile::AtomicFile(const std::string& path) : path_(behind_link(path)) {
 }
 
 AtomicFile::~AtomicFile() { discard(); }
+
+void AtomicFile::create_temporary() {
+  const std::filesystem::path path = path_;
+  std::random_device number;
+  for (int attempt = 0; attempt < kNameAttempts; ++attempt) {
+    const std::string name = temporary_prefix(path) + std::to_string(number());
+    temporary_ = (path.parent_path() / name).string().append(kSuffix);
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (descriptor_ < 0 && errno != EEXIST && errno != EINTR) break;
+    if (descriptor_ < 0) continue;
+    ::flock(descriptor_, LOCK_EX);  // without locks, nobody removes anything
+    if (::access(temporary_.c_str(), F_OK) == 0) return;
+    ::close(std::exchange(descriptor_, -1));  // removed as a leftover before it was locked
+    errno = EEXIST;
+  }
+  const int error = errno;
+  fail(ErrorKind::kFile, kWho, "cannot create ", temporary_, " to replace ", path_, ": ",
+       reason(error), "; ", advice(error));
+}
 
 AtomicFile::AtomicFile(AtomicFile&& other) noexcept
     : path_(std::move(other.path_)),

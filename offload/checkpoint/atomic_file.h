@@ -11,12 +11,12 @@ namespace outboard {
 
 /// A new version of the file `path`, written to a temporary beside it and moved over it by
 /// commit(). Without commit() (exception, early return) the temporary is removed and the old file
-/// stays; a process killed before commit() leaves the old file and a stray
-/// `<path>.<number>.partial`. Used by one thread at a time.
+/// stays; a process killed before commit() leaves the old file and its temporary, which the next
+/// AtomicFile of that path removes. Used by one thread at a time, beside others of the same path.
 class AtomicFile {
  public:
-  /// Creates the temporary. Follows `path` if it is a symbolic link and keeps the permissions of a
-  /// file that is there. Throws Error(kFile).
+  /// Removes what killed processes left and creates the temporary. Follows `path` if it is a
+  /// symbolic link and keeps the permissions of a file that is there. Throws Error(kFile).
   explicit AtomicFile(const std::string& path);
   ~AtomicFile();
   AtomicFile(AtomicFile&& other) noexcept;
@@ -35,6 +35,7 @@ class AtomicFile {
   [[nodiscard]] uint64_t bytes_written() const { return written_; }
 
  private:
+  void create_temporary();
   void check_open(const char* action) const;
   [[noreturn]] void fail_and_discard(const char* action, int error, size_t count);
   void discard() noexcept;

@@ -3,10 +3,13 @@
 A file is torch.save's zip; torch.load(weights_only=True) reads it too.
 """
 
+import contextlib
 import fcntl
+import glob
 import os
 import pickle
 import secrets
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,15 +21,18 @@ def save(obj: Any, path: str | os.PathLike) -> None:
     """Writes `obj` so that `path` always holds a whole checkpoint: the old one or the new one.
 
     Writes a temporary file in the same folder, flushes it to the disk, renames it, and flushes the
-    folder. Blocks until that is done. Leftovers of savers that were killed are removed first.
-    Raises OSError if the disk is full or not writable; the old file is then untouched.
+    folder. Blocks until that is done. Leftovers of savers that were killed are removed first. What
+    a symbolic link points to is replaced, not the link; the new file has the permissions of the
+    old. Raises OSError if the disk is full or not writable; the old file is then untouched.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     _remove_leftovers(target)
     temporary = None
     try:
         file, temporary = _new_partial(target)
         with file:
+            if target.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
             torch.save(obj, file)
             file.flush()
             os.fsync(file.fileno())
@@ -93,18 +99,22 @@ def _check_archive(path: Path, verify: bool) -> None:
 
 
 def _new_partial(target: Path) -> tuple[BinaryIO, Path]:
-    """A new locked file; the lock tells other savers that it is no leftover."""
+    """A new locked file; the lock tells other savers that it is no leftover.
+
+    On file systems without locks nobody removes leftovers.
+    """
     while True:
         path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         file = open(path, "xb")  # noqa: SIM115 - the caller closes it
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
         if path.exists():
             return file, path
         file.close()  # removed as a leftover before it was locked
 
 
 def _remove_leftovers(target: Path) -> None:
-    for leftover in target.parent.glob(f".{target.name}.*.partial"):
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
         try:
             with open(leftover, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

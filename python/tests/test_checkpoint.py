@@ -148,6 +148,19 @@ def test_full_disk_keeps_the_old_file(trained):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_saving_keeps_links_and_permissions(trained):
+    optimizer, _, path = trained
+    path.chmod(0o600)
+    link = path.with_name("latest[1].pt")
+    link.symlink_to(path.name)
+    (path.parent / f".{path.name}.0badcafe.partial").write_bytes(b"left by a killed process")
+    optimizer.save(link)
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(path.parent)) == [link.name, path.name]
+    assert_same(outboard.load(link)["state"], optimizer.state_dict()["state"])
+
+
 def test_folder_that_does_not_exist_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         outboard.save({}, tmp_path / "nowhere" / "x.pt")

@@ -228,8 +228,25 @@ TEST_F(AtomicFileTest, KilledWriterLeavesTheOldVersion) {
   ::close(ready[1]);
   EXPECT_TRUE(WIFSIGNALED(status));
   EXPECT_EQ(content(), "old");
-  save("new");  // what the dead writer left is in nobody's way
+  EXPECT_EQ(names().size(), 2u);
+  save("new");  // and what the dead writer left is gone
   EXPECT_EQ(content(), "new");
+  EXPECT_THAT(names(), ::testing::ElementsAre("checkpoint"));
+}
+
+TEST_F(AtomicFileTest, WritersDoNotDisturbEachOtherOrOtherFiles) {
+  std::ofstream(folder_ / ".other.12.partial") << "another checkpoint's";
+  std::ofstream(folder_ / "checkpoint.12.partial") << "the user's";
+  {
+    AtomicFile first(path_);
+    first.write("first", 5);
+    save("second");
+    EXPECT_EQ(content(), "second");
+    first.commit();
+    EXPECT_EQ(content(), "first");
+  }
+  EXPECT_THAT(names(), ::testing::UnorderedElementsAre("checkpoint", "checkpoint.12.partial",
+                                                       ".other.12.partial"));
 }
 
 }  // namespace
