@@ -19,7 +19,7 @@
 #include <thread>
 #include <vector>
 
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
 #include "outboard/device.h"
 #include "outboard/error.h"
 

@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "offload/memory/staging_ring.h"
 #include "offload/parameter.h"
-#include "offload/staging_ring.h"
 #include "outboard/device.h"
 
 namespace outboard {

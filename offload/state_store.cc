@@ -5,7 +5,7 @@
 #include <cstring>
 #include <set>
 
-#include "offload/free_memory.h"
+#include "offload/memory/free_memory.h"
 #include "outboard/error.h"
 
 namespace outboard {

@@ -13,10 +13,10 @@
 #include <string>
 #include <vector>
 
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
+#include "offload/memory/staging_ring.h"
 #include "offload/parameter.h"
 #include "offload/spare_memory.h"
-#include "offload/staging_ring.h"
 #include "outboard/engine.h"
 
 namespace outboard {

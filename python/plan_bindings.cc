@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "offload/machine.h"
+#include "offload/planning/machine.h"
 #include "outboard/device.h"
 #include "outboard/plan.h"
 #include "python/translated.h"

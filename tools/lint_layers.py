@@ -17,7 +17,13 @@ LAYERS = {
     "cpu_kernels": {"include", "quant", "cpu_kernels"},
     "gpu_kernels": {"include", "quant", "gpu_kernels"},
     "offload": {"include", "quant", "cpu_kernels", "gpu_kernels", "offload"},
-    "python": {"include", "offload/torch", "offload/machine.h", "cpu_kernels/targets.h", "python"},
+    "python": {
+        "include",
+        "offload/torch",
+        "offload/planning/machine.h",
+        "cpu_kernels/targets.h",
+        "python",
+    },
 }
 
 # Outside libraries: how their headers are named, and the files that may include them.
@@ -31,7 +37,7 @@ LIBRARIES = {
     ),
     "CUDA": (
         r"(cuda|cub|cooperative_groups|curand|thrust|nvtx3|nv/)",
-        r"gpu_kernels/(.*\.(cu|cuh)$|cuda_)|offload/cuda_|offload/torch/cuda_"
+        r"gpu_kernels/(.*\.(cu|cuh)$|cuda_)|offload/devices/cuda_"
         r"|quant/[^/]*\.cuh$|include/outboard/hd\.h$",
     ),
     "zlib": (r"zlib\.h$", r"offload/"),
@@ -52,6 +58,16 @@ EXCEPTIONS = [
         "offload/checkpoint/",
         {"include", "offload/checkpoint"},
         "knows files, zip and pickle, and nothing of optimizers",
+    ),
+    (
+        "offload/memory/",
+        {"include", "offload/memory"},
+        "knows bytes and what a device can do, and nothing of parameters",
+    ),
+    (
+        "offload/devices/",
+        {"include", "quant", "cpu_kernels", "gpu_kernels", "offload/devices"},
+        "includes devices/, kernels and include only",
     ),
 ]
 

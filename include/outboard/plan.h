@@ -1,6 +1,7 @@
 // The planner: what a machine does per second, what a training run asks for, and which placement
 // and schedule follow from both. Pure functions of numbers: no memory is allocated for parameters,
-// no device is touched (offload/machine.h measures one). docs/planning.md has the formulas.
+// no device is touched (offload/planning/machine.h measures one). docs/planning.md has the
+// formulas.
 #ifndef OUTBOARD_PLAN_H_
 #define OUTBOARD_PLAN_H_
 

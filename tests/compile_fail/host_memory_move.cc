@@ -1,7 +1,7 @@
 // Arrays point into the HostMemory that gave them: it stays where it is.
 #include <utility>
 
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
 
 namespace outboard {
 

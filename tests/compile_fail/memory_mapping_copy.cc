@@ -1,7 +1,7 @@
 // A mapping has one owner: copying the handle would unmap the memory twice.
 #include <utility>
 
-#include "offload/memory_mapping.h"
+#include "offload/memory/memory_mapping.h"
 
 namespace outboard {
 

@@ -1,7 +1,7 @@
 // A slot has one holder: copying the handle would give the slot back twice.
 #include <utility>
 
-#include "offload/staging_ring.h"
+#include "offload/memory/staging_ring.h"
 
 namespace outboard {
 

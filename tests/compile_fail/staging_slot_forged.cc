@@ -1,5 +1,5 @@
 // A slot cannot be made without a ring, so nobody holds one that no ring counts.
-#include "offload/staging_ring.h"
+#include "offload/memory/staging_ring.h"
 
 namespace outboard {
 

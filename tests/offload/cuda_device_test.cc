@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "cpu_kernels/gradient_math.h"
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
 #include "outboard/device.h"
 #include "outboard/error.h"
 

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
 #include "offload/trace.h"
 #include "outboard/device.h"
 #include "outboard/error.h"

@@ -1,5 +1,5 @@
 // What can still be had of host memory, from files as the system writes them.
-#include "offload/free_memory.h"
+#include "offload/memory/free_memory.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>

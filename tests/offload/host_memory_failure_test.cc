@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
 #include "outboard/error.h"
 #include "tests/offload/pinning_device.h"
 

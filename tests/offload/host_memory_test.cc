@@ -1,5 +1,5 @@
 // Slabs: exact sizes, alignment, registration per slab.
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

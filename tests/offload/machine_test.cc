@@ -1,6 +1,6 @@
 // Measuring a machine: every figure is there and plausible, the update measured is the one asked
 // for, nothing is left behind.
-#include "offload/machine.h"
+#include "offload/planning/machine.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "offload/cost_model.h"
+#include "offload/planning/cost_model.h"
 #include "offload/support/watched_device.h"
 #include "outboard/error.h"
 

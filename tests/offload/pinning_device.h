@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
 #include "outboard/device.h"
 
 namespace outboard {

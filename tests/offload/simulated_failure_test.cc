@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "offload/simulated_stream.h"
+#include "offload/devices/simulated_stream.h"
 #include "outboard/device.h"
 #include "outboard/error.h"
 

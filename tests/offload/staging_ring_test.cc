@@ -1,5 +1,5 @@
 // The ring of staging slots: bounded, blocking, and one holder per slot.
-#include "offload/staging_ring.h"
+#include "offload/memory/staging_ring.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

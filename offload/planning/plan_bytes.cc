@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "offload/cost_model.h"
+#include "offload/planning/cost_model.h"
 
 namespace outboard {
 namespace {

@@ -1,7 +1,7 @@
 // One stream of the fake device: a thread that works in order, with random delays, and the events
 // that it completes. What the work is lives in simulated_device.cc.
-#ifndef OUTBOARD_OFFLOAD_SIMULATED_STREAM_H_
-#define OUTBOARD_OFFLOAD_SIMULATED_STREAM_H_
+#ifndef OUTBOARD_OFFLOAD_DEVICES_SIMULATED_STREAM_H_
+#define OUTBOARD_OFFLOAD_DEVICES_SIMULATED_STREAM_H_
 
 #include <chrono>
 #include <condition_variable>
@@ -88,4 +88,4 @@ class SimulatedStream {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_SIMULATED_STREAM_H_
+#endif  // OUTBOARD_OFFLOAD_DEVICES_SIMULATED_STREAM_H_

@@ -1,12 +1,12 @@
 // CUDA calls behind CudaEvent, CudaQueue and CudaDevice. No kernel is written here.
-#include "offload/cuda_device.h"
+#include "offload/devices/cuda_device.h"
 
 #include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "gpu_kernels/gradient_math.h"
-#include "offload/cuda_check.h"
+#include "offload/devices/cuda_check.h"
 
 namespace outboard {
 namespace {

@@ -1,7 +1,7 @@
 // The Device on CUDA: its events and copy queues. Handles live in cuda_handle.h, kernels in
 // gpu_kernels/.
-#ifndef OUTBOARD_OFFLOAD_CUDA_DEVICE_H_
-#define OUTBOARD_OFFLOAD_CUDA_DEVICE_H_
+#ifndef OUTBOARD_OFFLOAD_DEVICES_CUDA_DEVICE_H_
+#define OUTBOARD_OFFLOAD_DEVICES_CUDA_DEVICE_H_
 
 #include <map>
 #include <memory>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "gpu_kernels/step.h"
-#include "offload/cuda_handle.h"
+#include "offload/devices/cuda_handle.h"
 #include "outboard/device.h"
 
 namespace outboard {
@@ -85,4 +85,4 @@ class CudaDevice final : public Device {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_CUDA_DEVICE_H_
+#endif  // OUTBOARD_OFFLOAD_DEVICES_CUDA_DEVICE_H_

@@ -1,11 +1,11 @@
 // Sentences about a plan; see plan_text.h.
-#include "offload/plan_text.h"
+#include "offload/planning/plan_text.h"
 
 #include <array>
 #include <cmath>
 #include <cstdio>
 
-#include "offload/cost_model.h"
+#include "offload/planning/cost_model.h"
 
 namespace outboard {
 namespace {

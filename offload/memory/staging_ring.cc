@@ -1,5 +1,5 @@
 // The slots' bookkeeping: one mutex, one condition.
-#include "offload/staging_ring.h"
+#include "offload/memory/staging_ring.h"
 
 #include "outboard/error.h"
 

@@ -1,10 +1,10 @@
 // The device's context through the driver's entry points (the driver library is not linked, so that
 // the same binary loads on machines without one), and the owners of streams and events.
-#include "offload/cuda_handle.h"
+#include "offload/devices/cuda_handle.h"
 
 #include <utility>
 
-#include "offload/cuda_check.h"
+#include "offload/devices/cuda_check.h"
 
 namespace outboard {
 namespace {

@@ -1,6 +1,6 @@
 // How much host memory can still be had, as the system says. Knows nothing of arrays or parameters.
-#ifndef OUTBOARD_OFFLOAD_FREE_MEMORY_H_
-#define OUTBOARD_OFFLOAD_FREE_MEMORY_H_
+#ifndef OUTBOARD_OFFLOAD_MEMORY_FREE_MEMORY_H_
+#define OUTBOARD_OFFLOAD_MEMORY_FREE_MEMORY_H_
 
 #include <cstddef>
 #include <filesystem>
@@ -15,4 +15,4 @@ namespace outboard {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_FREE_MEMORY_H_
+#endif  // OUTBOARD_OFFLOAD_MEMORY_FREE_MEMORY_H_

@@ -1,7 +1,7 @@
 // What a request has to be, and what follows from one parameter alone. Neither seconds nor totals.
 #include <cmath>
 
-#include "offload/cost_model.h"
+#include "offload/planning/cost_model.h"
 #include "offload/state_store.h"
 #include "outboard/error.h"
 

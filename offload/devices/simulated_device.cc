@@ -13,7 +13,7 @@
 #include "cpu_kernels/gradient_math.h"
 #include "cpu_kernels/measure.h"
 #include "cpu_kernels/step.h"
-#include "offload/simulated_stream.h"
+#include "offload/devices/simulated_stream.h"
 #include "outboard/device.h"
 #include "outboard/error.h"
 

@@ -1,7 +1,7 @@
 // The planner's sentences: what was chosen and why, for people. No figure is computed here that the
 // plan does not hold.
-#ifndef OUTBOARD_OFFLOAD_PLAN_TEXT_H_
-#define OUTBOARD_OFFLOAD_PLAN_TEXT_H_
+#ifndef OUTBOARD_OFFLOAD_PLANNING_PLAN_TEXT_H_
+#define OUTBOARD_OFFLOAD_PLANNING_PLAN_TEXT_H_
 
 #include <cstddef>
 #include <string>
@@ -19,4 +19,4 @@ namespace outboard {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_PLAN_TEXT_H_
+#endif  // OUTBOARD_OFFLOAD_PLANNING_PLAN_TEXT_H_

@@ -1,7 +1,7 @@
 // Owners of CUDA's handles: the device's context, the guard that makes it current, streams, pooled
 // events. No copies, no kernels.
-#ifndef OUTBOARD_OFFLOAD_CUDA_HANDLE_H_
-#define OUTBOARD_OFFLOAD_CUDA_HANDLE_H_
+#ifndef OUTBOARD_OFFLOAD_DEVICES_CUDA_HANDLE_H_
+#define OUTBOARD_OFFLOAD_DEVICES_CUDA_HANDLE_H_
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -80,4 +80,4 @@ class CudaStream {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_CUDA_HANDLE_H_
+#endif  // OUTBOARD_OFFLOAD_DEVICES_CUDA_HANDLE_H_

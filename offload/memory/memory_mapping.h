@@ -1,7 +1,7 @@
 // Anonymous memory straight from the system: one mapping, and making its pages resident in
 // parallel. Knows nothing of arrays or devices.
-#ifndef OUTBOARD_OFFLOAD_MEMORY_MAPPING_H_
-#define OUTBOARD_OFFLOAD_MEMORY_MAPPING_H_
+#ifndef OUTBOARD_OFFLOAD_MEMORY_MEMORY_MAPPING_H_
+#define OUTBOARD_OFFLOAD_MEMORY_MEMORY_MAPPING_H_
 
 #include <cstddef>
 #include <functional>
@@ -60,4 +60,4 @@ void make_resident(std::span<const Extent> extents, int threads,
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_MEMORY_MAPPING_H_
+#endif  // OUTBOARD_OFFLOAD_MEMORY_MEMORY_MAPPING_H_

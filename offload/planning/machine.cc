@@ -1,6 +1,6 @@
 // Measurements of a machine; see machine.h. Times are the host's clock around whole batches of
 // copies and whole passes over memory.
-#include "offload/machine.h"
+#include "offload/planning/machine.h"
 
 #include <algorithm>
 #include <chrono>
@@ -10,9 +10,9 @@
 
 #include "cpu_kernels/parallel.h"
 #include "cpu_kernels/step.h"
-#include "offload/cost_model.h"
-#include "offload/host_memory.h"
 #include "offload/host_update.h"
+#include "offload/memory/host_memory.h"
+#include "offload/planning/cost_model.h"
 #include "offload/state_store.h"
 #include "outboard/error.h"
 #include "outboard/state_format.h"

@@ -1,7 +1,7 @@
 // Host memory of one optimizer: exact-size slabs, touched in parallel and registered with the
 // device, carved into arrays. Sizes, mapping and pinning live here; what the arrays hold does not.
-#ifndef OUTBOARD_OFFLOAD_HOST_MEMORY_H_
-#define OUTBOARD_OFFLOAD_HOST_MEMORY_H_
+#ifndef OUTBOARD_OFFLOAD_MEMORY_HOST_MEMORY_H_
+#define OUTBOARD_OFFLOAD_MEMORY_HOST_MEMORY_H_
 
 #include <array>
 #include <cstddef>
@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "offload/memory_mapping.h"
+#include "offload/memory/memory_mapping.h"
 #include "outboard/device.h"
 
 namespace outboard {
@@ -131,4 +131,4 @@ class HostMemory {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_HOST_MEMORY_H_
+#endif  // OUTBOARD_OFFLOAD_MEMORY_HOST_MEMORY_H_

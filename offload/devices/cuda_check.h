@@ -1,6 +1,6 @@
 // Turns CUDA status codes into Error. Nothing else.
-#ifndef OUTBOARD_OFFLOAD_CUDA_CHECK_H_
-#define OUTBOARD_OFFLOAD_CUDA_CHECK_H_
+#ifndef OUTBOARD_OFFLOAD_DEVICES_CUDA_CHECK_H_
+#define OUTBOARD_OFFLOAD_DEVICES_CUDA_CHECK_H_
 
 #include <cuda_runtime_api.h>
 
@@ -37,4 +37,4 @@ inline void ignore_cuda(cudaError_t status) noexcept {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_CUDA_CHECK_H_
+#endif  // OUTBOARD_OFFLOAD_DEVICES_CUDA_CHECK_H_

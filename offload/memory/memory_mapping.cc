@@ -1,5 +1,5 @@
 // mmap, madvise and the first touch in parallel.
-#include "offload/memory_mapping.h"
+#include "offload/memory/memory_mapping.h"
 
 #include <sched.h>
 #include <sys/mman.h>

@@ -1,7 +1,7 @@
 // What the planner's cost model offers beside include/outboard/plan.h: per-element costs and the
 // checks of a request. The model and its formula are in cost_model.cc; no choice is made here.
-#ifndef OUTBOARD_OFFLOAD_COST_MODEL_H_
-#define OUTBOARD_OFFLOAD_COST_MODEL_H_
+#ifndef OUTBOARD_OFFLOAD_PLANNING_COST_MODEL_H_
+#define OUTBOARD_OFFLOAD_PLANNING_COST_MODEL_H_
 
 #include "outboard/engine.h"
 #include "outboard/plan.h"
@@ -34,4 +34,4 @@ void check_request(const PlanRequest& request, const Machine& machine);
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_COST_MODEL_H_
+#endif  // OUTBOARD_OFFLOAD_PLANNING_COST_MODEL_H_

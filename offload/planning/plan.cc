@@ -6,8 +6,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "offload/cost_model.h"
-#include "offload/plan_text.h"
+#include "offload/planning/cost_model.h"
+#include "offload/planning/plan_text.h"
 #include "outboard/error.h"
 
 namespace outboard {

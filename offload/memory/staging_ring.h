@@ -1,7 +1,7 @@
 // A bounded set of equal slots in pinned host memory. The free slot is the pipeline's only brake;
 // what is copied into a slot, and when that copy is done, is the holder's business.
-#ifndef OUTBOARD_OFFLOAD_STAGING_RING_H_
-#define OUTBOARD_OFFLOAD_STAGING_RING_H_
+#ifndef OUTBOARD_OFFLOAD_MEMORY_STAGING_RING_H_
+#define OUTBOARD_OFFLOAD_MEMORY_STAGING_RING_H_
 
 #include <condition_variable>
 #include <cstddef>
@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
 
 namespace outboard {
 
@@ -91,4 +91,4 @@ class StagingRing {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_STAGING_RING_H_
+#endif  // OUTBOARD_OFFLOAD_MEMORY_STAGING_RING_H_

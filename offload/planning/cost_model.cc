@@ -36,7 +36,7 @@
 //                 max(R (1 - F / link(streamed, gradients)), R + link(host) - F, W(host) - F, last)
 //                 and for the share redo_rate of steps what next_forward or at_step expose
 //   iteration     = micro-steps x (F + B) + U + exposed + what gradient copies exceed their B by
-#include "offload/cost_model.h"
+#include "offload/planning/cost_model.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // Slab layout, accounting and registration behind HostMemory.
-#include "offload/host_memory.h"
+#include "offload/memory/host_memory.h"
 
 #include <sys/resource.h>
 

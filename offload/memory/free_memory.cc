@@ -1,5 +1,5 @@
 // Reads /proc/meminfo and the process's control groups; see free_memory.h.
-#include "offload/free_memory.h"
+#include "offload/memory/free_memory.h"
 
 #include <algorithm>
 #include <fstream>

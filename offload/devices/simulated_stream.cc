@@ -1,5 +1,5 @@
 // Threads, delays and events of the fake device.
-#include "offload/simulated_stream.h"
+#include "offload/devices/simulated_stream.h"
 
 #include <exception>
 #include <utility>

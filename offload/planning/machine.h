@@ -1,7 +1,7 @@
 // Measures what the planner needs to know of a machine. Nothing is remembered between calls: who
 // wants to measure once keeps the result.
-#ifndef OUTBOARD_OFFLOAD_MACHINE_H_
-#define OUTBOARD_OFFLOAD_MACHINE_H_
+#ifndef OUTBOARD_OFFLOAD_PLANNING_MACHINE_H_
+#define OUTBOARD_OFFLOAD_PLANNING_MACHINE_H_
 
 #include <cstddef>
 #include <memory>
@@ -51,4 +51,4 @@ struct MachineOptions {
 
 }  // namespace outboard
 
-#endif  // OUTBOARD_OFFLOAD_MACHINE_H_
+#endif  // OUTBOARD_OFFLOAD_PLANNING_MACHINE_H_
