@@ -30,6 +30,13 @@ if(OUTBOARD_WERROR)
   target_compile_options(outboard_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
 
+# Kernels keep vectors in structs, which vectors of unknown length cannot be in: 64-bit ARM runs NEON.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  target_compile_definitions(
+    outboard_flags
+    INTERFACE "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128)")
+endif()
+
 if(OUTBOARD_SANITIZE)
   list(JOIN OUTBOARD_SANITIZE "," sanitizers)
   target_compile_options(

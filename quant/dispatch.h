@@ -6,8 +6,11 @@
 #include "hwy/targets.h"
 
 /// The address of the exported function `F` for the chosen target, after choose_target(). Old
-/// versions of the SIMD library have no name for it, in new ones the call expression is no lvalue.
-#if defined(HWY_DYNAMIC_POINTER)
+/// versions of the SIMD library have no name for it, in new ones the call expression is no lvalue,
+/// and where there is but one target, it names a namespace that is not visible everywhere.
+#if (HWY_TARGETS & (HWY_TARGETS - 1)) == 0
+#define OUTBOARD_SIMD_FUNCTION(F) (HWY_DISPATCH_TABLE(F)[0])
+#elif defined(HWY_DYNAMIC_POINTER)
 #define OUTBOARD_SIMD_FUNCTION(F) HWY_DYNAMIC_POINTER(F)
 #else
 #define OUTBOARD_SIMD_FUNCTION(F) (&HWY_DYNAMIC_DISPATCH(F))

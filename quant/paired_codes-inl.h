@@ -64,10 +64,13 @@ struct PairOrder : SquaresOfBytes {
   }
 
   static HWY_INLINE FloatGroup load_f32(const float* numbers) {
-    FloatGroup group;
-    hn::LoadInterleaved2(FloatTag(), numbers, group.at[0], group.at[1]);
-    hn::LoadInterleaved2(FloatTag(), numbers + 2 * kLanes, group.at[2], group.at[3]);
-    return group;
+    FloatVec a;
+    FloatVec b;
+    FloatVec c;
+    FloatVec d;
+    hn::LoadInterleaved2(FloatTag(), numbers, a, b);
+    hn::LoadInterleaved2(FloatTag(), numbers + 2 * kLanes, c, d);
+    return {{a, b, c, d}};
   }
   static HWY_INLINE void store_f32(const FloatGroup& group, float* numbers) {
     hn::StoreInterleaved2(group.at[0], group.at[1], FloatTag(), numbers);
@@ -80,13 +83,10 @@ struct PairOrder : SquaresOfBytes {
 template <class Levels>
 HWY_INLINE FloatGroup look_up_nibbles(const uint8_t* codes, const Levels& levels) {
   const hn::Rebind<uint8_t, FloatTag> d8;
-  FloatGroup group;
-  for (size_t k = 0; k < 2; ++k) {
-    const BitsVec both = hn::PromoteTo(BitsTag(), hn::LoadU(d8, codes + k * kLanes));
-    group.at[2 * k] = levels.at_low_bits(both);
-    group.at[2 * k + 1] = levels.at_low_bits(hn::ShiftRight<4>(both));
-  }
-  return group;
+  const BitsVec first = hn::PromoteTo(BitsTag(), hn::LoadU(d8, codes));
+  const BitsVec second = hn::PromoteTo(BitsTag(), hn::LoadU(d8, codes + kLanes));
+  return {{levels.at_low_bits(first), levels.at_low_bits(hn::ShiftRight<4>(first)),
+           levels.at_low_bits(second), levels.at_low_bits(hn::ShiftRight<4>(second))}};
 }
 
 /// The order of 32-bit parts in which byte j of lane i, after moves within 128-bit blocks, comes to

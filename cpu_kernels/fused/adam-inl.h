@@ -126,24 +126,27 @@ HWY_INLINE void store_group(const rules::AdamScalars<float>& s, const StoredMome
     weight.at[k] = adam_weight<true>(s, weight.at[k], m, root);
   }
   weights.store(weight, tile.weight_draws, i);
-  typename Pair::Codes codes;
-  for (size_t k = 0; k < 4; ++k) {
-    codes.m.at[k] = encoder.find_m(hn::Load(FloatTag(), tile.m + i + k * kLanes));
-    codes.v.at[k] = encoder.find_v(hn::Load(FloatTag(), tile.root + i + k * kLanes), draws, k);
-  }
+  const auto find_m = [&](size_t k) {
+    return encoder.find_m(hn::Load(FloatTag(), tile.m + i + k * kLanes));
+  };
+  const auto find_v = [&](size_t k) {
+    return encoder.find_v(hn::Load(FloatTag(), tile.root + i + k * kLanes), draws, k);
+  };
+  const typename Pair::Codes codes = {{{find_m(0), find_m(1), find_m(2), find_m(3)}},
+                                      {{find_v(0), find_v(1), find_v(2), find_v(3)}}};
   codes.store(stored.m_at(i), stored.v_at(i));
 }
 
-/// The largest lanes of all blocks at once.
-HWY_INLINE PerBlock largest_lanes(const Largest (&blocks)[kBlocks]) {
+/// The largest lanes of both blocks at once.
+HWY_INLINE PerBlock largest_lanes(const Largest& first, const Largest& second) {
   const BitsTag du;
   const q::PackedPairTag d64;
   const hn::Full128<uint32_t> d4;
   const auto both = [&](BitsVec a, BitsVec b) {
     return hn::BitCast(d64, hn::Max(hn::InterleaveLower(du, a, b), hn::InterleaveUpper(du, a, b)));
   };
-  const auto m = both(blocks[0].m, blocks[1].m);
-  const auto v = both(blocks[0].v, blocks[1].v);
+  const auto m = both(first.m, second.m);
+  const auto v = both(first.v, second.v);
   alignas(64) uint32_t lanes[kLanes];
   hn::Store(hn::Max(hn::BitCast(du, hn::InterleaveLower(d64, m, v)),
                     hn::BitCast(du, hn::InterleaveUpper(d64, m, v))),
@@ -153,29 +156,36 @@ HWY_INLINE PerBlock largest_lanes(const Largest (&blocks)[kBlocks]) {
   return hn::BitCast(PerBlockTag(), largest);
 }
 
+/// The first half of block b's update.
+template <bool kHasL2, class Pair, class Weights>
+HWY_INLINE Largest update_block(const rules::AdamScalars<float>& s, const Weights& weights,
+                                const StoredMoments<Pair>& stored, size_t first,
+                                const typename Pair::Units& units, size_t b,
+                                Tile<Pair, Weights>& tile) {
+  const typename Pair::Decoder decoder(units, b);
+  Largest largest = {hn::Zero(BitsTag()), hn::Zero(BitsTag())};
+  for (size_t i = b * kBlock; i < (b + 1) * kBlock; i += 2 * kGroup) {
+    typename Tile<Pair, Weights>::CodeDraws::TwoGroups code_draws(tile.code_draws, first, i);
+    typename Weights::Draws::TwoGroups weight_draws(tile.weight_draws, first, i);
+    const auto draw = [&](auto part) {
+      code_draws.template run_part<decltype(part)::value>();
+      weight_draws.template run_part<decltype(part)::value>();
+    };
+    update_moments<kHasL2, 0>(s, weights, stored, decoder, i, draw, tile, largest);
+    update_moments<kHasL2, 1>(s, weights, stored, decoder, i + kGroup, draw, tile, largest);
+  }
+  return largest;
+}
+
 /// The first half of a tile's update, which stores nothing. False if there is something special.
 template <bool kHasL2, class Pair, class Weights>
 HWY_INLINE bool update_moments(const rules::AdamScalars<float>& s, const Weights& weights,
                                const StoredMoments<Pair>& stored, size_t first,
                                Tile<Pair, Weights>& tile) {
   const typename Pair::Units units(stored.scales());
-  Largest largest[kBlocks];
-  for (size_t b = 0; b < kBlocks; ++b) {
-    const typename Pair::Decoder decoder(units, b);
-    Largest block = {hn::Zero(BitsTag()), hn::Zero(BitsTag())};
-    for (size_t i = b * kBlock; i < (b + 1) * kBlock; i += 2 * kGroup) {
-      typename Tile<Pair, Weights>::CodeDraws::TwoGroups code_draws(tile.code_draws, first, i);
-      typename Weights::Draws::TwoGroups weight_draws(tile.weight_draws, first, i);
-      const auto draw = [&](auto part) {
-        code_draws.template run_part<decltype(part)::value>();
-        weight_draws.template run_part<decltype(part)::value>();
-      };
-      update_moments<kHasL2, 0>(s, weights, stored, decoder, i, draw, tile, block);
-      update_moments<kHasL2, 1>(s, weights, stored, decoder, i + kGroup, draw, tile, block);
-    }
-    largest[b] = block;
-  }
-  return tile.scales.set(largest_lanes(largest)) && units.is_usual;
+  const Largest a = update_block<kHasL2>(s, weights, stored, first, units, 0, tile);
+  const Largest b = update_block<kHasL2>(s, weights, stored, first, units, 1, tile);
+  return tile.scales.set(largest_lanes(a, b)) && units.is_usual;
 }
 
 /// The second half: weights, codes and scales. Weights wait for the divider, codes do not, so they
