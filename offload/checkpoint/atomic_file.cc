@@ -56,7 +56,7 @@ std::string behind_link(const std::string& path) {
 }
 
 std::string temporary_prefix(const std::filesystem::path& path) {
-  return "." + path.filename().string() + ".";
+  return std::string(".").append(path.filename().string()).append(".");
 }
 
 // Whoever may not lock a temporary has a writer before him, or a file system without locks.
